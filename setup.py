@@ -16,11 +16,13 @@ TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
 # Grouped matrix products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last
 # version for it, which has Triton kernels; newer versions have Mosaic kernels.
 TOKAMAX = 'tokamax>=0.0.12'
-# What the nightly comparison of converted weights runs against. It is outside
-# of the lock: CI compares with goldens that were made with it.
+# What nightly tests of weights of others and of buckets run against. It is
+# outside of the lock: CI compares with goldens that were made with it.
 INTEROP = [
   # The harness reads models of transformers with it.
   'accelerate>=1.10',
+  # Nightly tests save to gs:// on this server.
+  'gcp-storage-emulator>=2026.7',
   'lm_eval>=0.4.13',
   'safetensors>=0.8',
   'torch>=2.9',

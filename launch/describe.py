@@ -52,9 +52,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add(
     '--alpha',
     type=float,
-    default=0.5,
     help='how much of what is expected without the picture is taken away from '
-    'a label, from 0 to 1; default %(default)s',
+    'a label, from 0 to 1; default 0.5',
   )
   return parser.parse_args(argv)
 
@@ -69,8 +68,7 @@ def describe(args: argparse.Namespace) -> int:
   bounds.at_least(1, '--num', args.num, 'captions to show')
   bounds.at_least(1, '--samples', args.samples, 'captions to draw')
   bounds.seed('--seed', args.seed)
-  labels = recognition.labels_of(args.labels) if args.labels else []
-  templates = args.template or recognition.TEMPLATES
+  asked = recognition.asked(args.labels, args.template, args.alpha)
   sampling = sampling_lib.Sampling(args.temperature)
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
@@ -78,9 +76,9 @@ def describe(args: argparse.Namespace) -> int:
   pixels = [decoding.read(name, size) for name in args.images]
   log(f'{model.trained.workdir}, step {model.trained.step}')
   seen = model.see(pixels)
-  if labels:
-    gains = recognition.gains(model, seen, labels, templates, args.alpha)
-    found = recognition.ranked(gains, labels)
+  labels = asked.labels if asked else []
+  if asked:
+    found = recognition.answers(model, seen, asked)
   else:
     found = model.describe(seen, args.samples, sampling, args.seed)
   for name, answers in zip(args.images, found, strict=True):

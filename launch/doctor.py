@@ -8,7 +8,8 @@ python -m launch.doctor --hosts --gin_file=FILE --workdir=DIR
     that are missing after --patience seconds, and versions, clocks, token
     stores and vocabularies that differ between hosts.
 
-Each finding is a line, the worst first. The exit code is 1 if a finding is BAD.
+Each finding is a line, the worst first. The exit code is 2 if a finding is BAD,
+so that launch.supervise does not try again.
 """
 
 import argparse
@@ -42,17 +43,18 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
 
 
 def examine(args: argparse.Namespace, overrides: list[str]) -> int:
-  """Prints the findings; the exit code is 1 if one of them is bad."""
+  """Prints the findings; the exit code is 2 if one of them is bad."""
   run = None
   if args.gin_file:
-    run = configuration.load(args.gin_file, overrides)
+    run = configuration.read(args.gin_file, overrides).run
   cache_dir = (run and run.data.cache_dir) or default_cache_dir()
   request = doctor.Request(run, args.workdir, cache_dir, args.patience)
   join = processes.initialize if args.hosts else lambda patience, report: {}
   found = doctor.visit(request, join)
   for finding in found:
     print(finding)
-  return int(any(finding.grade == doctor.BAD for finding in found))
+  is_bad = any(finding.grade == doctor.BAD for finding in found)
+  return runtime.EXIT_USER if is_bad else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

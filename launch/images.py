@@ -3,6 +3,7 @@ r"""Image tokenizers and scores of pictures: python -m launch.images VERB ...
   tokenizer-report --checkpoint=runs/fashion_codes
   encode --checkpoint=runs/fashion_codes --output=runs/fashion_codes/codes
   score --checkpoint=runs/pictures --num=200
+  join runs/pictures runs/pictures_1 runs/pictures_2
 
 `python -m launch.train --gin_file=runs/image_tokenizer_fashion.gin
 --workdir=runs/fashion_codes` trains a tokenizer. launch.train with
@@ -20,8 +21,9 @@ from launch.configs import configuration, flags
 from launch.later import Later
 from moe.data.cache_dir import default_cache_dir
 from moe.evaluate import score
-from tasks.pictures import scenes
+from tasks.pictures import sentences
 
+sampling_lib = Later('moe.infer.sampling')
 pictures_page = Later('moe.report.pictures_page')
 tokenizer_page = Later('moe.report.tokenizer_page')
 drawing = Later('moe.runs.drawing')
@@ -39,81 +41,75 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = runtime.parser('images', __doc__)
   add_verb = flags.add_verbs(parser)
 
-  def verb(name: str, text: str) -> argparse.ArgumentParser:
+  def verb(
+    name: str, text: str, output: str = 'default: the work directory', **numbers
+  ) -> argparse.ArgumentParser:
     command = add_verb(name, text)
     flags.add_checkpoint_flag(command, 'work directory of the run')
-    command.add_argument(
-      '--pictures',
-      nargs='+',
-      metavar='NAME',
-      help='names of pictures, or your own folders such as ./my_pictures; '
-      'default: those of the run',
-    )
-    command.add_argument(
-      '--cache_dir',
-      default='',
-      help='directory of stores; default: that of the run',
-    )
+    add = command.add_argument
+    text = 'names of pictures, or your own folders such as ./my_pictures; '
+    text += 'default: those of the run'
+    add('--pictures', nargs='+', metavar='NAME', help=text)
+    text = 'directory of stores; default: that of the run'
+    add('--cache_dir', default='', help=text)
+    is_needed = not output.startswith('default')
+    add('--output', required=is_needed, metavar='DIR', help=output)
+    for flag, (default, text) in numbers.items():
+      add(f'--{flag}', type=type(default), default=default, help=text)
     return command
 
-  report = verb(
-    'tokenizer-report', 'score reconstructions, and show them on a page'
-  )
-  report.add_argument(
-    '--output', metavar='DIR', help='default: the work directory'
-  )
-  encode = verb(
-    'encode', 'write pictures as codes, with the tasks to read them'
-  )
-  encode.add_argument('--output', required=True, metavar='DIR')
-  encode.add_argument(
+  judge = 'passes of an independent judge over its pictures'
+  text = 'score reconstructions, and show them on a page'
+  verb('tokenizer-report', text, judge_epochs=(0, f'{judge}; 0 for no judge'))
+  text = 'write pictures as codes, with the tasks to read them'
+  verb('encode', text, 'folder to write').add_argument(
     '--patches',
     action='store_true',
     help='also write pixels, for a model that reads them (runs/patches.gin)',
   )
-  scored = verb('score', 'score drawing, describing and recognising')
-  scored.add_argument(
-    '--num', type=int, default=200, help='sentences to draw of each source'
-  )
-  scored.add_argument(
-    '--limit', type=int, default=1500, help='held-out pictures of each source'
-  )
-  scored.add_argument(
+  verb(
+    'score',
+    'score drawing, describing and recognising',
+    num=(200, 'sentences to draw of each source'),
+    limit=(1500, 'held-out pictures of each source'),
+    rerank=(1, 'pictures to draw for each one that is kept'),
+    temperature=(1.0, 'of the drawn codes'),
+    top_k=(0, 'draw among the likeliest codes; 0 for all'),
+    seed=(0, 'seed of the draws'),
+    judge_epochs=(4, judge),
+  ).add_argument(
     '--guidance',
     type=float,
     nargs='+',
     default=[1.0, 1.5, 2.0, 3.0],
     help='the best of these on other sentences is used; default %(default)s',
   )
-  scored.add_argument('--rerank', type=int, default=1, metavar='K')
-  scored.add_argument('--seed', type=int, default=0)
-  scored.add_argument(
-    '--judge_epochs', type=int, default=4, help='of the independent network'
-  )
-  scored.add_argument(
-    '--output', metavar='DIR', help='default: the work directory'
+  add_verb('join', 'the mean scores of runs with other seeds').add_argument(
+    'runs', nargs='+', metavar='DIR', help='directories that `score` wrote to'
   )
   return parser.parse_args(argv)
 
 
 def run_verb(args: argparse.Namespace, command: str) -> int:
   """Runs a verb."""
+  if args.verb == 'join':
+    print(score.as_table(pictures_page.join(args.runs)))
+    return 0
   if args.verb == 'score':
     return score_model(args, command)
   tokenizer = image_tokenizer.load(args.checkpoint)
   trains = configuration.IMAGE_TOKENIZER
   data = configuration.load_other_run(args.checkpoint, trains).data
   runtime.set_up_jax()
-  pictures = stores.prepare(
-    args.pictures or data.names,
-    tokenizer.pixels,
-    args.cache_dir or data.cache_dir or default_cache_dir(),
-  )
+  cache_dir = args.cache_dir or data.cache_dir or default_cache_dir()
+  names = args.pictures or data.names
+  pictures = stores.prepare(names, tokenizer.pixels, cache_dir)
   if args.verb == 'tokenizer-report':
-    found, scores = tokenizer_report.report(tokenizer, pictures, command)
+    found, scores = tokenizer_report.report(
+      tokenizer, pictures, command, args.judge_epochs, cache_dir
+    )
     directory = pathlib.Path(args.output or args.checkpoint)
-    name = os.path.basename(os.path.abspath(args.checkpoint))
-    title = f'Image tokenizer {name}'
+    title = f'Image tokenizer {pathlib.Path(args.checkpoint).absolute().name}'
     page = tokenizer_page.write(
       directory, title, tokenizer.facts, found, scores
     )
@@ -125,19 +121,17 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   )
   for name, count in counts.items():
     print(f'{name}: {count:,} pictures')
-  module = os.path.join(args.output, picture_codes.MODULE)
-  print(f"TASK_MODULES = ('{module}',)")
+  print(picture_codes.run_flags(args.output, counts, args.patches))
   return 0
 
 
 def score_model(args: argparse.Namespace, command: str) -> int:
   """Prints the scores of a picture model, and writes their page."""
-  cache_dir = args.cache_dir or default_cache_dir()
+  sampling = sampling_lib.Sampling(args.temperature, args.top_k)
   wanted = held_out_pictures.Request(
-    scenes.agreement_with_facts,
-    drawing.Drawing(args.guidance[0], args.rerank, seed=args.seed),
+    sentences.agreement,
+    drawing.Drawing(args.guidance[0], args.rerank, sampling, args.seed),
     args.guidance,
-    cache_dir,
     args.num,
     args.limit,
     args.judge_epochs,
@@ -145,12 +139,11 @@ def score_model(args: argparse.Namespace, command: str) -> int:
   )
   runtime.set_up_jax()
   model = picture_model.of_run(configuration.load_run(args.checkpoint))
-  pictures = stores.prepare(
-    args.pictures or picture_model.names_of(model),
-    model.tokenizer.pixels,
-    cache_dir,
-  )
-  found = picture_scores.score_sources(model, pictures, wanted)
+  cache_dir = args.cache_dir or model.trained.run.data.cache_dir
+  cache_dir = cache_dir or default_cache_dir()
+  names = args.pictures or picture_scores.names_of(model)
+  pictures = stores.prepare(names, model.tokenizer.pixels, cache_dir)
+  found = picture_scores.score_sources(model, pictures, wanted, cache_dir)
   directory = pathlib.Path(args.output or model.trained.workdir)
   title = f'Pictures of {os.path.basename(model.trained.workdir)}'
   page = pictures_page.write(directory, title, model.facts, found)

@@ -17,10 +17,10 @@ from typing import Any
 
 from moe import stop_signals
 from moe.data.cache_dir import default_cache_dir
-from moe.parallel import processes, roll_call
+from moe.parallel import farewell, processes, roll_call
 
 # The exit code for an error that the user can fix.
-EXIT_USER = 2
+EXIT_USER = farewell.EXIT_MISTAKE
 # Python gives this exit code to a command that an exception has ended.
 EXIT_CRASHED = 1
 # How long to wait for the news that another process has ended.
@@ -157,6 +157,9 @@ def run(verb: Callable[[], int]) -> int:
     verb: function that does everything and returns the exit code. The function
       should also parse the flags, so that a failure to print --help is handled.
   """
+  # Where TensorFlow is installed, Etils would use it for gs://. But a process
+  # with a model never imports TensorFlow.
+  os.environ.setdefault('EPATH_USE_TF', 'false')
   with _writable_streams(), show_log():
     try:
       try:
@@ -193,19 +196,22 @@ def _code(verb: Callable[[], int]) -> int:
       f'{stop}: ended; run it again to go on.',
       stop_signals.EXIT_STOPPED,
     )
+  except SystemExit as error:  # For example, token stores could not be made.
+    processes.leave(error.code or 0)
+    raise
   except roll_call.Missing as error:
-    text, code = f'error: {error}', roll_call.EXIT_LOST
+    text, code = f'error: {error}', farewell.EXIT_LOST
   except (ValueError, OSError) as error:
     if isinstance(error, BrokenPipeError) and not _is_read():
       raise
     if processes.are_joined() and 'Gloo' in str(error):
       # A failed collective usually means that another process has ended.
-      roll_call.end_by_news(_NEWS_SECONDS)
+      farewell.end_by_news(_NEWS_SECONDS)
     text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
   except Exception as error:
     if processes.are_joined():
       traceback.print_exc()
-      roll_call.end_by_news(_NEWS_SECONDS)
+      farewell.end_by_news(_NEWS_SECONDS)
       processes.leave(EXIT_CRASHED, f'{type(error).__name__}: {error}')
     raise
   if text:

@@ -188,7 +188,7 @@ run() {
   ARCHIVE="${TMPDIR:-/tmp}/wudao-$NAME.tgz"
   act tar czf "$ARCHIVE" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude=./data --exclude=./logs .
   if [ -n "$DRY_RUN" ]; then
-    ensure_active; deploy; follow; code; on_slices collect
+    ensure_active; deploy; follow; code; on_slices stop; on_slices collect
     return
   fi
   while true; do
@@ -201,6 +201,8 @@ run() {
     done
     until ended; do follow || sleep "$POLL_SECONDS"; done
     if is_active; then
+      # Other supervisors would go on with this command, which has ended.
+      on_slices stop || say 'some workers could not be stopped'
       on_slices collect || say 'some logs could not be collected'
       say "the command has ended with code $(code); the TPU stays until: bash launch/tpu_vm.sh delete --name=$NAME --zone=$ZONE"
       return "$(code)"

@@ -4,7 +4,7 @@
 #   start SLICE SLICES COORDINATOR COMMAND   starts COMMAND in the background
 #   follow            shows its log until it ends
 #   code              prints its exit code, or `running`
-#   stop              asks it to save and to end
+#   stop              asks it to save and to end, if it still runs
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$HOME/.local/bin:$PATH"
@@ -50,11 +50,19 @@ start() {
   until [ -s logs/pid ]; do sleep 0.1; done
 }
 
+# Waits until the supervisor has ended, so that another command can start.
+stop() {
+  local pid i
+  pid="$(cat logs/pid)"
+  kill -TERM "$pid" 2> /dev/null || return 0
+  for ((i = 0; i < 60; i++)); do kill -0 "$pid" 2> /dev/null || return 0; sleep 1; done
+}
+
 case "${1:-}" in
   install) install "${2:-}" ;;
   start) shift; start "$@" ;;
   follow) tail -n 100 -F --pid="$(cat logs/pid)" logs/log.txt ;;
   code) cat logs/code 2> /dev/null || echo running ;;
-  stop) kill -TERM "$(cat logs/pid)" ;;
+  stop) stop ;;
   *) sed -n '2,7s/^# \{0,1\}//p' launch/tpu_worker.sh >&2; exit 2 ;;
 esac

@@ -118,8 +118,8 @@ def _has_stores(
 def _mixture_changed(name: str, mixture: dict) -> bool:
   """Whether the tasks or splits of a mixture may differ from those in its file.
 
-  The rates need no check. A rate is the size of a task. If that size may have
-  changed, the task's store is outdated anyway.
+  Of the rates, only declared ones need a check. Any other rate is the size of a
+  task. If that size may have changed, the task's store is outdated anyway.
   """
   modules.load()
   if name not in registry.MIXTURES or name in modules.MODULE_OF:
@@ -127,6 +127,8 @@ def _mixture_changed(name: str, mixture: dict) -> bool:
     # look up the tasks of the mixture. It compares the hash of all code that
     # declares tasks.
     return mixture['tasks_sha256'] != tasks_sha256()
+  if registry.RATES.get(name, mixture['rates']) != mixture['rates']:
+    return True
   splits = registry.splits_of(name)
   return {*mixture['rates']} != {*registry.MIXTURES[name]} or any(
     {*mixture['splits'].get(split, ())} != {*splits.get(split, ())}

@@ -59,7 +59,7 @@ class Chains:
       arrays = dict(file)  # Each access to `file` decompresses an array anew.
     begins = zip(arrays['offsets'], arrays['offsets'][1:], strict=False)
     for number, (begin, end) in enumerate(begins):
-      yield protein.of_backbone(
+      chain = protein.of_backbone(
         str(arrays['name'][number]),
         str(arrays['seq'][number]),
         arrays['coords'][begin:end],
@@ -67,6 +67,7 @@ class Chains:
         # measured. There is nothing to learn from them.
         3 if arrays['o_ideal'][number] else 4,
       )
+      yield protein.numbered_by_breaks(chain)
 
   def files_of(self, split: str) -> list[str]:
     """The files of a split, for `tasks.origin`."""
@@ -76,7 +77,8 @@ class Chains:
 class Folder:
   """A user's folder of structure files: mmCIF, BinaryCIF or PDB.
 
-  The name of a file decides its split, so all its chains are in one split.
+  The name of a file decides its split, so all its chains are in one split. If
+  this holds out all files of a small folder, all are in 'train' instead.
 
   Attributes:
     directory: the folder.
@@ -102,9 +104,7 @@ class Folder:
         f'{self.directory} must hold structures, whose names end in'
         f' {", ".join(structure_files.ENDINGS)} or that and .gz, got none.'
       )
-    for path in self._paths():
-      if splits.by_hash(path.name) != split:
-        continue
+    for path in self._paths_of(split):
       try:
         yield from structure_files.read(path)
       except ValueError as error:
@@ -113,7 +113,15 @@ class Folder:
 
   def files_of(self, split: str) -> list[str]:
     """The files of a split, for `tasks.origin`."""
-    return [str(p) for p in self._paths() if splits.by_hash(p.name) == split]
+    return [str(path) for path in self._paths_of(split)]
+
+  def _paths_of(self, split: str) -> list[pathlib.Path]:
+    found = {name: [] for name in splits.NAMES}
+    for path in self._paths():
+      found[splits.by_hash(path.name)].append(path)
+    if not found['train']:
+      found = {'train': found['validation'], 'validation': []}
+    return found[split]
 
   def _paths(self) -> list[pathlib.Path]:
     if not self.directory.is_dir():

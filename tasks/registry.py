@@ -81,6 +81,8 @@ class Task:
 # Name -> task, and name of a mixture -> names of its tasks, as declared so far.
 TASKS: dict[str, Task] = {}
 MIXTURES: dict[str, tuple[str, ...]] = {}
+# Name of a mixture with rates of its own -> task -> rate.
+RATES: dict[str, dict[str, float]] = {}
 
 
 def add_text_task(
@@ -132,11 +134,21 @@ def add_prefix_task(
   _add(name, source, ('inputs', 'targets'), pair_fn, convert, module)
 
 
-def add_mixture(name: str, tasks: Sequence[str]) -> None:
-  """Declares a mixture; the rate of a task is its size in characters.
+def add_mixture(
+  name: str, tasks: Sequence[str], rates: Sequence[float] = ()
+) -> None:
+  """Declares a mixture.
+
+  Args:
+    name: the mixture's name.
+    tasks: names of its tasks.
+    rates: how many rows of a batch come from each task, relative to the others.
+      With (), the rate of a task is its size in characters, so that every
+      document is seen equally often.
 
   Raises:
-    ValueError: if the name is taken or a task is not declared.
+    ValueError: if the name is taken, if a task is not declared, or if a task
+      has no rate above 0.
   """
   _check_new(name)
   for task in tasks:
@@ -145,7 +157,15 @@ def add_mixture(name: str, tasks: Sequence[str]) -> None:
         f'The mixture {name!r} must consist of declared tasks, got {task!r}:'
         ' declare that task before the mixture.'
       )
+  if rates and (len(rates) != len(tasks) or min(rates) <= 0):
+    raise ValueError(
+      f'The mixture {name!r} must have a rate above 0 for each of its'
+      f' {len(tasks)} tasks, got {tuple(rates)}: give one of each.'
+    )
   MIXTURES[name] = tuple(tasks)
+  RATES.pop(name, None)
+  if rates:
+    RATES[name] = dict(zip(tasks, map(float, rates), strict=True))
 
 
 def splits_of(mixture: str) -> dict[str, list[str]]:

@@ -92,7 +92,8 @@ def register(
   for name, tasks in registry.MIXTURES.items():
     features = {frozenset(registry.TASKS[task].features) for task in tasks}
     if len(features) == 1:
-      seqio.MixtureRegistry.add(name, list(tasks), default_rate=_num_chars)
+      rates = registry.RATES.get(name, dict.fromkeys(tasks, _num_chars))
+      seqio.MixtureRegistry.add(name, list(rates.items()))
     else:
       seqio.MixtureRegistry.add_provider(name, StoreMixture(name, tasks))
     _mixtures.add(name)
@@ -118,8 +119,9 @@ class StoreMixture(seqio.Mixture):
     return self._members or super().tasks
 
   def get_rate(self, task: seqio.Task) -> float:
-    """The number of characters and codes of a task."""
-    return _num_chars(task)
+    """The declared rate of a task, or its number of characters and codes."""
+    rates = registry.RATES.get(self.name)
+    return rates[task.name] if rates else _num_chars(task)
 
   def get_dataset(self, *args: Any, **kwargs: Any) -> tf.data.Dataset:
     """Raises ValueError, since examples of these tasks cannot be mixed."""

@@ -7,6 +7,7 @@ store is made again when its source's files or code have changed.
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -74,13 +75,15 @@ def _folder_name(name: str, setting: int) -> str:
   """Name of a source's folder in the cache.
 
   The name for a user's folder has the last part of its path, and a hash of the
-  whole path, since two folders may have the same last part.
+  whole path, since two folders may have the same last part. The names of seqio
+  tasks are made from it, so a sign that they may not have becomes '_'.
   """
   if '/' not in name:
     return f'{name}_{setting}'
   path = pathlib.Path(name).expanduser().absolute()
   digest = hashlib.sha256(str(path).encode()).hexdigest()
-  return f'{path.name}_{digest[:8]}_{setting}'
+  last = re.sub(r'[^\w.]', '_', path.name)
+  return f'{last}_{digest[:8]}_{setting}'
 
 
 def _is_outdated(directory: str) -> bool:

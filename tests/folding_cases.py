@@ -45,8 +45,8 @@ def helix(size, name='helix', seed=0):
   """A chain with the backbone of an ideal helix and random residues."""
   codes = np.random.RandomState(seed).randint(0, 20, size)
   turn = np.deg2rad(100) * np.arange(size)[:, None]
-  # N, CA and C in a helix: radius in Angstrom, angle in degrees, and height in
-  # Angstrom.
+  # A row for each of N, CA and C has the radius in Angstrom, the angle in
+  # degrees, and the height in Angstrom.
   radius, angle, height = np.array(
     [[1.55, -27.5, -0.9], [2.28, 0, 0], [1.69, 26.3, 1.1]]
   ).T
@@ -78,8 +78,8 @@ def tiny():
     jax.random.key(0)
   )
   random = np.random.RandomState(1)
-  # A new model would ignore its blocks, since the weights of the last product
-  # in each block are 0 at the start.
+  # In many layers of a new model, the weights of the last product are 0. These
+  # layers then have no effect.
   params = jax.tree.map(
     lambda x: x + 0.1 * random.randn(*x.shape).astype('f4'), params
   )

@@ -1,4 +1,4 @@
-"""Builds every file of gin_configs from shapes, without arrays."""
+"""Reads the files of gin_configs, and builds their models from shapes."""
 
 import functools
 import math
@@ -21,8 +21,8 @@ from moe.runs.counts import flops_of
 from moe.scale import cost
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
-# These files only bind macros to arguments; other files include them. They have
-# a line for each macro, so they may exceed 60 lines.
+# Parts of models and of runs. Other files include them, or a user gives them as
+# a further --gin_file. They may exceed the 60 lines of a model file.
 WIRING = {
   'models/decoder.gin',
   'models/folding.gin',
@@ -40,13 +40,14 @@ WIRING = {
 # Runs of image tokenizers, which have other macros.
 TOKENIZERS = [
   f'runs/image_tokenizer_{n}.gin'
-  for n in ('emoji', 'fashion', 'pictures', 'shapes')
+  for n in ('emoji', 'fashion', 'gpu', 'hanzi', 'pictures', 'shapes')
 ]
 # Models that fold proteins, and their runs.
 FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
 FOLDERS.append('models/esmfold_690m.gin')
 FOLDING_RUNS = ['runs/fold_cpu.gin', 'runs/fold_overfit.gin']
-# Our own models for experiments. For other models only parameters are counted.
+# Our own models for experiments. They are compared with their dense twins, and
+# the other models with published numbers of parameters.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
 # Runs for large slices -> overrides that make them fit 8 devices.
 ON_FEWER_DEVICES = {
@@ -57,10 +58,20 @@ ON_FEWER_DEVICES = {
   'runs/wudao2_v5p_128.gin': ['MESH_EXPERT=8'],
   'runs/wudao2_tpu7x_128.gin': ['MESH_EXPERT=8'],
 }
-# Runs that need another number of devices than the 8 of the tests.
+# Run -> number of devices, if it is not the 8 of the tests.
 NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
-  for n in ('chains', 'pictures', 'poems', 'poems_recipe', 'verse', 'zh_en')
+  for n in (
+    'chains',
+    'emoji',
+    'hanzi',
+    'pictures',
+    'pictures_poems',
+    'poems',
+    'poems_recipe',
+    'verse',
+    'zh_en',
+  )
 }
 REST = ['parallel/data.gin', 'tasks/builtin.gin', 'runs/train.gin']
 STEPS = ['TRAIN_STEPS=200', 'LEARNING_RATE=0.1']
@@ -88,8 +99,8 @@ def moe(run):
   return block(run).moe(parent=None)
 
 
-# Macro -> (a value that no file has, function that reads the attribute that
-# must get this value).
+# Macro -> (a value that no tested file has, function that reads the attribute
+# that must get this value).
 MODEL_MACROS = {
   'D_MODEL': (48, lambda run: run.model.d_model),
   'NUM_LAYERS': (62, lambda run: stack(run).num_layers),
@@ -100,7 +111,7 @@ MODEL_MACROS = {
   'MOE_EVERY': (5, lambda run: stack(run).moe_every),
   'NUM_DENSE_PREFIX': (7, lambda run: stack(run).num_dense_prefix),
   'NUM_EXPERTS': (12, lambda run: moe(run).num_experts),
-  'TOP_K': (3, lambda run: moe(run).anatomy().router.num_active),
+  'TOP_K': (4, lambda run: moe(run).anatomy().router.num_active),
   'EXPERT_D_FF': (20, lambda run: moe(run).expert_d_ff),
   'CAPACITY_FACTOR': (1.75, lambda run: moe(run).dispatch().capacity_factor),
   'VOCAB_SIZE': (99_999, lambda run: run.model.vocab_size),
@@ -155,7 +166,7 @@ def test_a_model_has_all_sizes_as_macros(name):
   text = (ROOT / name).read_text()
   if 'gates.Switch' in text or 'gates.Base' in text:
     del macros['TOP_K']  # The router of this model always chooses 1 expert.
-  # All values differ, so one run can check all macros at once.
+  # No two values are equal, so one run can check all macros.
   values = [f'{macro}={value}' for macro, (value, _) in macros.items()]
   run = configuration.load([name, *REST], [*STEPS, *values])
   for macro, (value, arrives) in macros.items():
@@ -316,7 +327,7 @@ def test_another_sparse_layer_takes_the_place_of_the_usual_one(tmp_path):
   assert type(moe(run)).__name__ == 'SoftMoE'
   program = build.build(run, jax.devices()[:1])
   total = flops_of(run, program)[0]['params_total']
-  assert total > 8 * 3 * 128 * 128  # The experts alone have so many parameters.
+  assert total > 8 * 3 * 128 * 128  # The experts of one layer have so many.
   facts = plan.plan_shapes(run)
   assert facts['drop_rate_cv03'] == 0  # Nothing is sent, so nothing is dropped.
 
@@ -336,7 +347,8 @@ def shapes_of(run, devices):
   return params, found['axes'], table, mesh
 
 
-# Cases: every model in the most sharded layout, and a small model in every one.
+# Cases: every language model in the most sharded layout, and a small model in
+# every layout.
 @pytest.mark.parametrize(
   'model, layout',
   [(model, 'parallel/fsdp_expert.gin') for model in files('models')]

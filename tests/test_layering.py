@@ -132,7 +132,7 @@ def test_no_verb_is_imported():
     assert not verbs & set(modules_of(imports(path))), path
 
 
-# This program imports all of moe without the packages of the [data] extra.
+# This program imports all of moe without gin, TensorFlow and seqio.
 IMPORT_ALL = """
 import importlib, pkgutil, sys
 for name in {blocked}:

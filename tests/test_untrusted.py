@@ -6,11 +6,13 @@ import pathlib
 import random
 import shutil
 import time
+import zlib
 
+import numpy as np
 import pytest
 
 from launch.configs import bindings, safety
-from moe.checkpoint import foreign, integrity, listing
+from moe.checkpoint import foreign, integrity, listing, safetensors_file
 from moe.data import skips, store, text_file
 from tests.checkpoint.states import save_steps
 
@@ -37,7 +39,7 @@ def test_nothing_in_the_tree_is_unpickled():
 
 
 def damaged(content, rng):
-  """The content with a few pieces cut out, doubled or replaced."""
+  """The content with a few pieces cut out, doubled, replaced or inserted."""
   for _ in range(rng.randint(1, 3)):
     first = rng.randrange(len(content) + 1)
     end = min(len(content), first + rng.choice([0, 1, 1, 4, 30]))
@@ -72,7 +74,7 @@ def metadata(workdir):
 
 
 def gin_file(workdir):
-  """A gin file: name -> (content, read(name, content) with checks)."""
+  """A gin file: name -> (content, read(name, content)); reading checks it."""
   path = workdir / 'run.gin'
   text = (ROOT / 'gin_configs/models/tiny.gin').read_bytes()
 
@@ -113,6 +115,42 @@ def other_files(workdir):
   }
 
 
+def store_files(workdir):
+  """Files of a store, a record, a header: name -> (content, read)."""
+  folder, tensors = workdir / 'store', workdir / 'a.safetensors'
+  document = {'tokens': np.arange(3), 'block_ids': np.array([0, 1, 1])}
+  facts = {'vocabulary_sha256': 'a', 'vocab_size': 9, 'task': 't'}
+  store.write_store(folder, [document] * 4, lambda: facts)
+  array = safetensors_file.ToWrite('w', 'F32', (2, 3), lambda: np.ones((2, 3)))
+  safetensors_file.write(tensors, [array])
+
+  def read_file(name, content):
+    before = (folder / name).read_bytes()
+    (folder / name).write_bytes(content)
+    try:
+      store.Store(folder).read(range(4), lambda record, error: None)
+    finally:
+      (folder / name).write_bytes(before)
+
+  def read_record(name, content):
+    del name
+    # A stranger can make a checksum that fits.
+    sum_of_bytes = zlib.crc32(content).to_bytes(4, 'little')
+    store.decode_record(sum_of_bytes + content)
+
+  def read_tensors(name, content):
+    del name
+    tensors.write_bytes(content)
+    safetensors_file.read_header(tensors)
+
+  names = store.RECORDS, store.LENGTHS, store.BLOCKS
+  kinds = {name: ((folder / name).read_bytes(), read_file) for name in names}
+  return kinds | {
+    'record': (store.encode_record(document)[4:], read_record),
+    'a.safetensors': (tensors.read_bytes(), read_tensors),
+  }
+
+
 @pytest.mark.parametrize(
   'cases',
   [
@@ -122,6 +160,7 @@ def other_files(workdir):
 )
 def test_damaged_input_is_refused_or_read_and_nothing_else(tmp_path, cases):
   kinds = metadata(tmp_path) | gin_file(tmp_path) | other_files(tmp_path)
+  kinds |= store_files(tmp_path)
   rng, slowest = random.Random(cases), 0.0
   for case in range(cases):
     name = rng.choice(list(kinds))

@@ -59,7 +59,8 @@ def assemble(bound: bindings.Bound, root: type = Run) -> Configuration:
     root: the class of the run.
 
   Raises:
-    ValueError: if `reach.check` or a class of the run finds an error.
+    ValueError: if `reach.check` or `sizes.check` finds an error, or if a class
+      from which the run is built refuses its arguments.
   """
   in_effect = reach.check(bound.bindings, root)
   tree = Tree(bound.bindings)

@@ -9,10 +9,13 @@ trains.
 import json
 import math
 import os
+import time
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
+from jax.experimental import multihost_utils
 
 from moe import failpoints, json_text
 from moe.checkpoint import integrity
@@ -23,6 +26,8 @@ MARKER = 'commit_success.txt'
 BUCKET = 'bucket.txt'
 # File with the metrics of a step that was scored after its commit.
 LATE_METRICS = 'late_metrics.json'
+# Clients of NFS remember the content of a directory for up to 60 seconds.
+_VISIBLE_SECONDS = 70.0
 
 
 def steps(directory: epath.PathLike) -> list[int]:
@@ -38,6 +43,30 @@ def steps(directory: epath.PathLike) -> list[int]:
     if path.is_dir() and not (is_remote and not (path / MARKER).exists()):
       found.append(int(path.name))
   return sorted(found)
+
+
+def shared_steps(directory: epath.PathLike) -> list[int]:
+  """The committed steps as process 0 sees them; all processes must call this.
+
+  A network file system may show a new step to some hosts later than to others.
+  Then the processes would resume from different steps. So this also waits until
+  the newest step is visible to this process.
+  """
+  found = steps(directory)
+  if jax.process_count() == 1:
+    return found
+  shared = multihost_utils.broadcast_one_to_all
+  size = int(shared(np.array(len(found))))
+  if not size:
+    return []
+  # Only the numbers of process 0 matter, but all arrays must have one shape.
+  found = shared(np.array((found + [0] * size)[:size], np.int32)).tolist()
+  end = time.monotonic() + _VISIBLE_SECONDS
+  while not (epath.Path(directory) / str(found[-1])).exists():
+    if time.monotonic() > end:
+      break
+    time.sleep(0.5)
+  return found
 
 
 def bucket_of(workdir: str | os.PathLike) -> str | None:

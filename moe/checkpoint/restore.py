@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moe.checkpoint import integrity, literal_path
-from moe.checkpoint.listing import locate, read_meta, steps
+from moe.checkpoint.listing import locate, read_meta, shared_steps
 from moe.parallel.shardings import Shaped, path_name
 from moe.types import Array, PyTree
 
@@ -45,7 +45,7 @@ def choose(directory: epath.Path, step: int | None) -> tuple[int, list[int]]:
   Raises:
     ValueError: if `step` is absent or damaged, or if no step is sound.
   """
-  found = steps(directory)
+  found = shared_steps(directory)
   if step is not None and step not in found:
     raise ValueError(
       f'Step {step} must be in {directory}, got the steps {found}: choose one'

@@ -266,7 +266,8 @@ class Checkpointer:
           self.directory, self.keep_last, self.keep_best, self.best_metric
         ):
           commit.remove(self.directory, old)
-    except OSError as error:
+    # Clients of object stores raise errors that are not OSError.
+    except Exception as error:
       _LOG.warning('Old checkpoints could not be removed: %s.', error)
 
   def _abandon(self, step: int, num_bytes: int, error: Exception) -> None:

@@ -223,7 +223,8 @@ class PackedStore:
         raise ValueError(
           f'{path}: at most {self._max_bad:g} of {self.store.lengths.size}'
           f' records may be unreadable, got {len(self._bad_records)}, the last'
-          f' one record {record}: {error}; delete the store and make it again.'
+          f' one record {record}: {error}; delete the store and make it again,'
+          ' or raise run.Data.max_bad_fraction.'
         )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,23 @@ from moe.data.order import Mixture, Source
 from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.types import Batch
+
+# Name of a split for the judge of drawn pictures alone: neither training nor
+# held-out pictures.
+JUDGE = 'judge'
+
+
+def held_out(name: str, by_split: Mapping[str, str]) -> dict[str, str]:
+  """Label -> directory of each held-out split of a source of pictures.
+
+  The label of the validation split is the name of the source. The labels of
+  other splits also have the split's name.
+  """
+  return {
+    name if split == 'validation' else f'{name} {split}': directory
+    for split, directory in by_split.items()
+    if split not in ('train', JUDGE)
+  }
 
 
 class PictureReader:

@@ -69,11 +69,15 @@ def decode_record(data: bytes) -> Record:
     raise ValueError('the checksum of the record is wrong')
   start = 4 + int.from_bytes(body[:4], 'little')
   arrays = {}
-  for name, dtype, shape in json_text.parse(bytes(body[4:start])):
-    count = int(np.prod(shape, dtype=np.int64))
-    array = np.frombuffer(body, dtype, count, start)
-    arrays[name] = array.reshape(shape)
-    start += array.nbytes
+  try:
+    for name, dtype, shape in json_text.parse(bytes(body[4:start])):
+      count = int(np.prod(shape, dtype=np.int64))
+      array = np.frombuffer(body, dtype, count, start)
+      arrays[name] = array.reshape(shape)
+      start += array.nbytes
+  # A stranger can write any dtype and shape. NumPy raises errors of many kinds.
+  except Exception as error:
+    raise ValueError(f'the header of the record is wrong: {error}') from error
   return arrays
 
 
@@ -282,8 +286,10 @@ class Store:
         )
       self.blocks = np.zeros((0, 4), np.int32)
       if BLOCKS in self.manifest.get('files', ()):
-        self.blocks = np.load(os.path.join(self.directory, BLOCKS))
-    except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        blocks = np.load(os.path.join(self.directory, BLOCKS))
+        self.blocks = blocks.reshape(-1, 4)
+    # For damaged files, NumPy raises errors of many kinds.
+    except Exception as error:
       raise ValueError(
         f'The token store {self.directory} must be complete and of this'
         f' version, got {error!r}: delete it and make it again with `python -m'

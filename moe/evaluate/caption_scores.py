@@ -32,7 +32,43 @@ def _check(captions: Sequence[str], references: Sequence[Sequence[str]]):
     )
 
 
-def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+def bleu_counts(
+  captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> np.ndarray:
+  """What BLEU-4 over characters counts in each caption, for `bleu`.
+
+  Args:
+    captions: one for each picture.
+    references: the captions that people wrote for each picture.
+
+  Returns:
+    int [N, 10]: length of the caption and of the closest reference; for 1- to
+    4-grams, how many occur in a reference; then how many there are.
+
+  Raises:
+    ValueError: if there is no caption, a picture has no reference, or both
+      arguments differ in length.
+  """
+  _check(captions, references)
+  rows = []
+  for caption, written in zip(captions, references, strict=True):
+    length = len(''.join(caption.split()))
+    lengths = [len(''.join(text.split())) for text in written]
+    # Of two lengths that are equally close, the shorter one counts.
+    closest = min(lengths, key=lambda n: (abs(n - length), n))
+    matched, total = [], []
+    for order in _ORDERS:
+      found = _grams(caption, order)
+      most = Counts()
+      for text in written:
+        most |= _grams(text, order)
+      matched.append((found & most).total())
+      total.append(found.total())
+    rows.append([length, closest, *matched, *total])
+  return np.array(rows)
+
+
+def bleu(counts: np.ndarray) -> float:
   """BLEU-4 over characters of a whole set of captions, in [0, 1].
 
   Papineni et al. (2002), https://aclanthology.org/P02-1040: the geometric mean
@@ -42,29 +78,10 @@ def bleu(captions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
   divided. If no 4-gram occurs in the references, the score is 0.
 
   Args:
-    captions: one for each picture.
-    references: the captions that people wrote for each picture.
-
-  Raises:
-    ValueError: if there is no caption, a picture has no reference, or both
-      arguments differ in length.
+    counts: the rows of `bleu_counts` for these captions.
   """
-  _check(captions, references)
-  ours = theirs = 0
-  matched, total = np.zeros(len(_ORDERS)), np.zeros(len(_ORDERS))
-  for caption, written in zip(captions, references, strict=True):
-    length = len(''.join(caption.split()))
-    lengths = [len(''.join(text.split())) for text in written]
-    ours += length
-    # Of two lengths that are equally close, the shorter one counts.
-    theirs += min(lengths, key=lambda n: (abs(n - length), n))
-    for i, order in enumerate(_ORDERS):
-      found = _grams(caption, order)
-      most = Counts()
-      for text in written:
-        most |= _grams(text, order)
-      matched[i] += (found & most).total()
-      total[i] += found.total()
+  ours, theirs, *grams = counts.sum(axis=0)
+  matched, total = np.split(np.array(grams, float), 2)
   if not matched.all():
     return 0.0
   brevity = min(0.0, 1 - theirs / ours)

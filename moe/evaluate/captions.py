@@ -14,6 +14,8 @@ from moe.train.loss import token_nats
 from moe.types import Array, Cache, PyTree
 
 _STEP = 4
+# Sentences have ids of text, so ids of other ranges need no logits.
+_SECTION = 'text'
 
 
 def build_listener(
@@ -46,7 +48,7 @@ def build_listener(
     B, P = seen.tokens.shape
     K, T = captions_KT.shape
     logits_BV, cache = pictures.read_block(
-      functional, params, state, canvas, seen, T
+      functional, params, state, canvas, seen, T, _SECTION
     )
     cache = Cache(
       jnp.repeat(cache.segment_ids, K, axis=0),
@@ -67,12 +69,10 @@ def build_listener(
       },
     )
     outputs = functional.apply(params, state, batch, None, False, cache)
-    after_RTV = functional.head(params, outputs.hidden)
+    after_RTV = functional.head(params, outputs.hidden, _SECTION)
     first_R1V = jnp.repeat(logits_BV, K, axis=0)[:, None]
     logits_RTV = jnp.concatenate([first_R1V, after_RTV[:, :-1]], axis=1)
-    nats_RT, _ = token_nats(
-      functional.restrict(logits_RTV, tokens_RT), tokens_RT
-    )
+    nats_RT, _ = token_nats(logits_RTV, tokens_RT)
     is_real_RT = jnp.arange(T) < length_R[:, None]
     return jnp.sum(nats_RT, axis=1, where=is_real_RT).reshape(B, K)
 
@@ -92,6 +92,11 @@ def padded(captions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
   return made, lengths
 
 
+def check_alpha(alpha: float) -> None:
+  """Raises ValueError if `alpha` of `information_gain` is out of range."""
+  bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
+
+
 def information_gain(
   nats_BLM: np.ndarray, nats_LM: np.ndarray, alpha: float
 ) -> np.ndarray:
@@ -107,7 +112,7 @@ def information_gain(
     nats_LM: nats of the same sentences without a picture.
     alpha: factor of log p(c), from 0 to 1.
   """
-  bounds.within('alpha', alpha, 'share of the expectation', least=0, most=1)
+  check_alpha(alpha)
   log_mean = lambda nats: (
     np.logaddexp.reduce(-nats, axis=-1) - np.log(nats.shape[-1])
   )

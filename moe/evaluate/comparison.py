@@ -1,9 +1,12 @@
 """Compares two models on the same documents, and gives intervals of scores."""
 
+import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from moe.evaluate import score
 
@@ -12,6 +15,8 @@ DRAWS_PER_CHUNK = 1 << 22
 # With more resamples than this, the ends of an interval would move by at most a
 # few percent of its width.
 _RESAMPLES_OF_SCORES = 1000
+# A standard error needs fewer of them than the ends of an interval.
+_RESAMPLES_OF_SETS = 100
 
 
 class Comparison(NamedTuple):
@@ -165,6 +170,79 @@ def of_shares(
     low, high = _interval(right, sizes, _RESAMPLES_OF_SCORES, 0.95, 0)
   value = float(right.sum() / sizes.sum())
   return score.Score(name, value, low, high, right.size, command, unit, True)
+
+
+def of_sets(
+  name: str,
+  value_of: Callable[..., float],
+  sizes: Sequence[int],
+  command: str,
+  unit: str,
+  is_higher_better: bool = False,
+) -> score.Score:
+  """A value of whole sets, such as a distance, with its interval.
+
+  The interval is the value plus and minus 1.96 bootstrap standard errors. It is
+  not the percentile interval: a resample repeats some members, which raises
+  most distances, so all percentiles would be too high.
+
+  Args:
+    name: name of the score.
+    value_of: (indices of each set's members) -> value.
+    sizes: number of members of each set; the sets are resampled apart.
+    command: the command that gives the same number again.
+    unit: unit of the value.
+    is_higher_better: whether a higher value is better.
+  """
+  value = float(value_of(*(np.arange(size) for size in sizes)))
+  rng = np.random.default_rng(0)
+  resampled = [
+    value_of(*(rng.integers(size, size=size) for size in sizes))
+    for _ in range(_RESAMPLES_OF_SETS)
+  ]
+  error = 1.96 * float(np.std(resampled))
+  return score.Score(
+    name,
+    value,
+    value - error,
+    value + error,
+    min(sizes),
+    command,
+    unit,
+    is_higher_better,
+  )
+
+
+def of_runs(runs: Sequence[Sequence[score.Score]]) -> list[score.Score]:
+  """The mean of each score over runs with other seeds, with its interval.
+
+  The interval is Student's, for the 95% confidence of the mean. Unlike the
+  interval of one run, it covers the randomness of training. A score that a run
+  lacks is left out.
+
+  Args:
+    runs: the scores of each run, at least two.
+
+  Raises:
+    ValueError: if there are fewer than two runs.
+  """
+  if len(runs) < 2:
+    raise ValueError(f'Two runs at least must be joined, got {len(runs)}.')
+  by_name = [{one.name: one for one in scores} for scores in runs]
+  found, count = [], len(runs)
+  for first in runs[0]:
+    if not all(first.name in scores for scores in by_name):
+      continue
+    values = [scores[first.name].value for scores in by_name]
+    error = np.std(values, ddof=1) / math.sqrt(count)
+    error = float(error * special.stdtrit(count - 1, 0.975))
+    value = float(np.mean(values))
+    found.append(
+      dataclasses.replace(
+        first, value=value, low=value - error, high=value + error, n=count
+      )
+    )
+  return found
 
 
 def of_mean(

@@ -22,7 +22,11 @@ from moe.types import Array, PyTree
 
 # Channels after each halving of height and width, and number of features.
 _WIDTHS, _FEATURES = (48, 96, 128), 128
-_BATCH, _RATE, _SEED = 64, 2e-3, 20_011
+_RATE, _SEED = 2e-3, 20_011
+# Largest number of pictures in a training step.
+BATCH = 64
+# An attribute with this name tells files apart, not what they show.
+_FILE = 'file'
 # An attribute with more values than this is not learned. It is like a name.
 _MAX_VALUES = 256
 
@@ -46,7 +50,7 @@ def attributes_of(facts: Sequence[Mapping]) -> dict[str, list]:
     facts: facts of each training picture, by attribute. A picture may lack
       some attributes.
   """
-  names = list(dict.fromkeys(name for one in facts for name in one))
+  names = dict.fromkeys(name for one in facts for name in one if name != _FILE)
   found, partitions = {}, set()
   for name in names:
     column = [one.get(name) for one in facts]
@@ -101,7 +105,8 @@ def train(
   targets = targets_of(facts, values)
   rng = np.random.default_rng(_SEED)
   params = _init(rng, pictures.shape[1], {k: len(v) for k, v in values.items()})
-  steps = epochs * (len(pictures) // _BATCH)
+  size = min(BATCH, len(pictures))
+  steps = epochs * (len(pictures) // size)
   optimizer = optax.adamw(optax.cosine_decay_schedule(_RATE, steps), 0.9, 0.99)
   opt_state = optimizer.init(params)
 
@@ -126,8 +131,8 @@ def train(
 
   for _ in range(epochs):
     order = rng.permutation(len(pictures))
-    for first in range(0, len(order) - _BATCH + 1, _BATCH):
-      rows = order[first : first + _BATCH]
+    for first in range(0, len(order) - size + 1, size):
+      rows = order[first : first + size]
       wanted = {name: target[rows] for name, target in targets.items()}
       params, opt_state = step(params, opt_state, pictures[rows], wanted)
   return Judge(params, values)
@@ -169,9 +174,9 @@ def judge(
   """(attribute -> index of the likeliest value [N], features [N, F])."""
   apply = jax.jit(_apply)
   answers, features = {name: [] for name in judge.values}, []
-  for first in range(0, len(pictures), _BATCH):
-    chunk = pictures[first : first + _BATCH]
-    whole = np.resize(chunk, (_BATCH, *chunk.shape[1:]))
+  for first in range(0, len(pictures), BATCH):
+    chunk = pictures[first : first + BATCH]
+    whole = np.resize(chunk, (BATCH, *chunk.shape[1:]))
     logits, hidden = jax.device_get(apply(judge.params, whole))
     features.append(hidden[: len(chunk)])
     for name, one in logits.items():

@@ -5,10 +5,9 @@ of `judge.py`. The Frechet distance in these features is called FD-own, since it
 cannot be compared with the FID of the literature.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
+from moe.evaluate import comparison
 from moe.evaluate.score import Score
 
 _ROWS = 1024
@@ -65,20 +64,10 @@ def kernel_distance(a_NF: np.ndarray, b_NF: np.ndarray) -> float:
   return float(within(a_NF) + within(b_NF) - 2 * across)
 
 
-class Floor(NamedTuple):
-  """Distances between two sets of real pictures.
-
-  Attributes:
-    frechet: Frechet distance in the features of our own network, `FD-own`.
-    kernel: kernel distance in the same features, `KID`.
-  """
-
-  frechet: float
-  kernel: float
-
-
-def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
-  """The distances of two disjoint sets of `num` real pictures.
+def two_sets(
+  real_NF: np.ndarray, num: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """Chooses two disjoint sets of real pictures; their distance is the floor.
 
   The Frechet distance is smaller for larger sets. So a set of drawn pictures
   can only be compared with a floor for equally many pictures.
@@ -97,8 +86,7 @@ def floor(real_NF: np.ndarray, num: int, seed: int = 0) -> Floor:
       f' {len(real_NF)} pictures: draw fewer, or give more real ones.'
     )
   chosen = np.random.default_rng(seed).permutation(len(real_NF))[: 2 * num]
-  one, other = real_NF[chosen[:num]], real_NF[chosen[num:]]
-  return Floor(frechet_distance(one, other), kernel_distance(one, other))
+  return real_NF[chosen[:num]], real_NF[chosen[num:]]
 
 
 def scores(
@@ -107,27 +95,43 @@ def scores(
   """Distances of drawn pictures to real ones, and of real ones to each other.
 
   The distances are the Frechet distance (FD-own) and KID. All sets have equally
-  many pictures: as many as were drawn, but at most half of the real ones.
+  many pictures: as many as were drawn, but at most half of the real ones. Each
+  feature is divided by its standard deviation over the real pictures. Without
+  this, large features would rule the cubic kernel of KID, and its noise would
+  be larger than the distance.
 
   Args:
-    drawn_NF: features of at least 2 drawn pictures.
-    real_NF: features of at least 4 real held-out pictures.
+    drawn_NF: features of drawn pictures.
+    real_NF: features of real held-out pictures.
     name: name of the pictures; the name of each score begins with it.
     command: the command that gives the same numbers again.
+
+  Returns:
+    Four scores; [] if there are fewer than 2 drawn or 4 real pictures.
   """
   num = min(len(drawn_NF), len(real_NF) // 2)
-  least = floor(real_NF, num)
+  if num < 2:
+    return []
+  # Some units of the network are the same for all pictures.
+  scale_F = np.std(real_NF, axis=0, dtype=np.float64)
+  scale_F = np.where(scale_F > 0, scale_F, 1)
+  drawn_NF, real_NF = drawn_NF / scale_F, real_NF / scale_F
   chosen = np.random.default_rng(1).permutation(len(real_NF))[:num]
-  pair = drawn_NF[:num], real_NF[chosen]
-  values = {
-    'FD-own, drawn against real': frechet_distance(*pair),
-    'FD-own, real against real': least.frechet,
-    'KID, drawn against real': kernel_distance(*pair),
-    'KID, real against real': least.kernel,
+  pairs = {
+    'drawn against real': (drawn_NF[:num], real_NF[chosen]),
+    'real against real': two_sets(real_NF, num),
   }
+  distances = {'FD-own': frechet_distance, 'KID': kernel_distance}
   return [
-    Score(f'{name}: {what}', value, None, None, num, command, 'distance')
-    for what, value in values.items()
+    comparison.of_sets(
+      f'{name}: {distance}, {what}',
+      lambda a, b, pair=pair, of=of: of(pair[0][a], pair[1][b]),
+      (num, num),
+      command,
+      'distance',
+    )
+    for distance, of in distances.items()
+    for what, pair in pairs.items()
   ]
 
 

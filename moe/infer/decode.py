@@ -197,6 +197,7 @@ def build_writer(
   eos_id: int,
   shardings: Cache | None = None,
   modality: Modality = jnp.zeros_like,
+  section: str | None = None,
 ) -> Callable[..., tuple[Array, Array]]:
   """Builds the jitted function that samples the tokens after prompts.
 
@@ -206,6 +207,8 @@ def build_writer(
     eos_id: the id that ends a document.
     shardings: shardings of the cache, or None.
     modality: gives the modality of ids; by default all are text.
+    section: name of the first range of ids. Then the other ids get no logits,
+      and no sample has one of them. None for all ids.
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,
@@ -227,7 +230,7 @@ def build_writer(
     layers = functional.cache_shapes(num_rows, prompt_width + width)
     cache = kv_cache.empty_cache(layers, shardings)
     logits_BV, cache = prefill(
-      functional, params, state, prompts, cache, modality
+      functional, params, state, prompts, cache, modality, section
     )
     # The model may have more logits than the vocabulary has pieces.
     unused = logits_BV.shape[1] - jumps.shape[1]
@@ -248,7 +251,7 @@ def build_writer(
         prompts.extras,
       )
       logits_BV, cache = read_token(
-        functional, params, state, batch, carry.cache
+        functional, params, state, batch, carry.cache, section
       )
       return carry._replace(
         step=carry.step + 1, logits_BV=logits_BV, cache=cache
@@ -277,6 +280,7 @@ def generate(
   limit: int,
   seed: int = 0,
   row_parts: int = 1,
+  first_index: int = 0,
 ) -> list[list[int]]:
   """Writes one sample after each prompt.
 
@@ -286,18 +290,18 @@ def generate(
     state: model state, such as router biases.
     prompts: the prompts.
     limit: the largest number of tokens of a sample.
-    seed: seed of the draws. A sample depends on the seed and on the index of
-      its prompt in the list.
+    seed: seed of the draws. A sample depends on the seed and on its index.
     row_parts: number of parts into which devices divide the rows; unused rows
       are added until the parts are equal.
+    first_index: index of the first sample, for a list that is written in
+      chunks.
 
   Returns:
     The ids written after each prompt, with the end mark if the sample has one.
   """
-  batch, jumps = stacked(prompts, bucket(limit), seed, row_parts)
-  written, counts = write(
-    params, state, batch, jumps, np.int32(limit), bucket(limit)
-  )
+  width = bucket(limit)
+  batch, jumps = stacked(prompts, width, seed, row_parts, first_index)
+  written, counts = write(params, state, batch, jumps, np.int32(limit), width)
   written, counts = jax.device_get((written, counts))
   return [
     row[:count].tolist()

@@ -176,6 +176,7 @@ def draw(
   seed: int,
   given: np.ndarray | None = None,
   row_parts: int = 1,
+  first_index: int = 0,
 ) -> np.ndarray:
   """Draws one picture after each prompt.
 
@@ -185,10 +186,10 @@ def draw(
     prompts: for each picture, the ids of its sentence.
     guidance: scale s of classifier-free guidance, see `guided`. With 1, only
       the conditional model is used, which takes half the time.
-    seed: seed of the draws. A picture depends on the seed and on the index of
-      its prompt in the list.
+    seed: seed of the draws. A picture depends on the seed and on its index.
     given: first codes of each picture, [pictures, n]; None for none.
     row_parts: number of parts into which devices divide the rows.
+    first_index: index of the first picture, for a list that is drawn in chunks.
 
   Returns:
     int32 [pictures, codes].
@@ -202,7 +203,7 @@ def draw(
   for tokens_T, prompt in zip(tokens_BT, whole, strict=True):
     tokens_T[1 : 1 + len(prompt)] = prompt
   num_places = tokens_BT.shape[1] + canvas.num_codes
-  numbers = np.arange(len(whole), dtype=np.uint32)
+  numbers = first_index + np.arange(len(whole), dtype=np.uint32)
   first = np.zeros((count, canvas.num_codes), np.int32)
   if given is not None:
     first[: len(given), : given.shape[1]] = given
@@ -228,6 +229,7 @@ def read_block(
   canvas: Canvas,
   seen: Seen,
   room: int,
+  section: str | None = None,
 ) -> tuple[Array, Cache]:
   """Reads pictures as blocks.
 
@@ -238,6 +240,7 @@ def read_block(
     canvas: how a picture lies in a document.
     seen: the pictures.
     room: number of further entries of the cache, for later tokens.
+    section: range of ids whose logits are wanted; None for all ids.
 
   Returns:
     (logits_BV of the token after each picture, the cache).
@@ -266,4 +269,5 @@ def read_block(
     prompts,
     kv_cache.empty_cache(layers),
     lambda _: IMAGE * is_code.astype(jnp.int32),
+    section,
   )

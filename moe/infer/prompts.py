@@ -63,7 +63,11 @@ def bucket(length: int, smallest: int = SMALLEST_BUCKET) -> int:
 
 
 def stacked(
-  prompts: Sequence[RowPrompt], width: int, seed: int, row_parts: int
+  prompts: Sequence[RowPrompt],
+  width: int,
+  seed: int,
+  row_parts: int,
+  first_index: int = 0,
 ) -> tuple[Prompts, np.ndarray]:
   """Stacks prompts to a batch.
 
@@ -73,6 +77,7 @@ def stacked(
     seed: seed of the draws; the key of a row depends on it and on its index.
     row_parts: number of parts into which devices divide the rows; unused rows
       are added until the parts are equal.
+    first_index: index of the first row.
 
   Returns:
     The batch, and all different jump tables one below the other, int16 [jump
@@ -110,7 +115,7 @@ def stacked(
     (bucket(num_jump_rows), prompts[0].table.shape[1]), -1, np.int16
   )
   jumps[:num_jump_rows] = np.concatenate(tables)
-  rows = np.arange(num_rows, dtype=np.uint32)
+  rows = first_index + np.arange(num_rows, dtype=np.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
   return Prompts(tokens, lengths, jump_rows, keys, block_BT, extras), jumps
 

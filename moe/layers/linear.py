@@ -68,7 +68,8 @@ class LayerNorm(nn.Module):
 
   Attributes:
     axis: logical axis of the normalised dim.
-    dtype: compute dtype.
+    dtype: dtype of the result. Mean and variance are float32 or above, since
+      bfloat16 loses the digits of a sum over many features.
   """
 
   axis: str
@@ -82,8 +83,10 @@ class LayerNorm(nn.Module):
     size = x.shape[-1:]
     scale = self.param('scale', named(ones, (self.axis,)), size, jnp.float32)
     bias = self.param('bias', named(zeros, (self.axis,)), size, jnp.float32)
-    x = x.astype(self.dtype)
+    is_short = jnp.finfo(self.dtype).bits < 32
+    wide = jnp.float32 if is_short else self.dtype
+    x = x.astype(wide)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
     x = x / jnp.sqrt(variance + 1e-5)
-    return x * scale.astype(self.dtype) + bias.astype(self.dtype)
+    return (x * scale.astype(wide) + bias.astype(wide)).astype(self.dtype)

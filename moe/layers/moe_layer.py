@@ -169,8 +169,8 @@ class MoE(nn.Module):
     """The layer's state after a step, updated from what the router observed.
 
     Args:
-      state: 'router' -> the router's state; arrays may have a leading dim that
-        counts layers with these settings.
+      state: 'router' -> the router's state. Arrays may have a leading dim, with
+        an entry for each layer that has the settings of this module.
     """
     return {'router': self._parts.router.update(state['router'])}
 

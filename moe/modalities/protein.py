@@ -8,6 +8,8 @@ from moe.modalities import residues
 
 # In Angstrom. If C and the next N are farther apart, the chain has a break.
 LONGEST_BOND = 2.5
+# In Angstrom, between the CA atoms of two neighbours.
+CA_STEP = 3.8
 # Number of residues in the shortest and in the longest chain that is used.
 SHORTEST, LONGEST = 30, 1024
 
@@ -77,11 +79,30 @@ def centred(chain: Chain) -> Chain:
   return chain._replace(atoms=atoms * chain.mask[..., None])
 
 
-def num_breaks(chain: Chain) -> int:
-  """Number of neighbour pairs that are too far apart for a peptide bond."""
+def _is_broken(chain: Chain) -> np.ndarray:
+  """Bool [I - 1], whether C and the next N are too far apart for a bond."""
   is_known = chain.mask[:-1, 2] & chain.mask[1:, 0]
   bond = np.linalg.norm(chain.atoms[1:, 0] - chain.atoms[:-1, 2], axis=-1)
-  return int((is_known & (bond > LONGEST_BOND)).sum())
+  return is_known & (bond > LONGEST_BOND)
+
+
+def num_breaks(chain: Chain) -> int:
+  """Number of neighbour pairs that are too far apart for a peptide bond."""
+  return int(_is_broken(chain).sum())
+
+
+def numbered_by_breaks(chain: Chain) -> Chain:
+  """Numbers residues whose numbers are unknown: each break leaves a gap.
+
+  Residues are missing at a break. The gap has room for the least number of
+  residues that could join the two ends.
+  """
+  ca = chain.atoms[:, 1]
+  apart = np.linalg.norm(ca[1:] - ca[:-1], axis=-1)
+  least = np.maximum(2, np.ceil(apart / CA_STEP))
+  steps = np.where(_is_broken(chain), least, 1)
+  numbers = np.concatenate([[0], np.cumsum(steps)]).astype(np.int32)
+  return chain._replace(numbers=numbers)
 
 
 def why_unfit(

@@ -87,8 +87,16 @@ def read_fasta(path: str, name: str) -> dict[str, str]:
     name: name of the file in messages, such as '--fasta'.
 
   Raises:
-    ValueError: if there is no such file, or as in `of_fasta`.
+    ValueError: if there is no such file, if it is not UTF-8, or as in
+      `of_fasta`.
   """
   if not pathlib.Path(path).is_file():
     raise ValueError(f'{name}={path} must be a file, got none there.')
-  return of_fasta(pathlib.Path(path).read_text('utf-8'))
+  try:
+    text = pathlib.Path(path).read_text('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{name}={path} must be text in UTF-8, got byte {error.start + 1} of'
+      ' another encoding: save it as UTF-8.'
+    ) from error
+  return of_fasta(text)

@@ -23,8 +23,8 @@ ENDINGS = ('.cif', '.mmcif', '.bcif', '.pdb', '.ent')
 
 
 def is_structure(path: pathlib.Path) -> bool:
-  """Whether a file has the name ending of a structure file."""
-  return path.name.removesuffix('.gz').endswith(ENDINGS)
+  """Whether a file has the name ending of a structure file, in any case."""
+  return path.name.lower().removesuffix('.gz').endswith(ENDINGS)
 
 
 def read(path: pathlib.Path) -> list[Chain]:
@@ -37,12 +37,13 @@ def read(path: pathlib.Path) -> list[Chain]:
     ValueError: if the file cannot be read as a structure.
   """
   path = pathlib.Path(path)
-  stem = path.name.removesuffix('.gz')
+  is_packed = path.suffix.lower() == '.gz'
+  stem = path.stem if is_packed else path.name
   try:
     data = path.read_bytes()
-    if path.suffix == '.gz':
+    if is_packed:
       data = gzip.decompress(data)
-    atoms, whole, count = _parse(stem, data)
+    atoms, whole, count = _parse(stem.lower(), data)
   except Exception as error:  # biotite and gzip raise errors of many kinds.
     raise ValueError(
       f'{path} must be a structure in mmCIF, BinaryCIF or PDB format, got'

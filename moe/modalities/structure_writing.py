@@ -124,6 +124,11 @@ def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
       'description': ['Structure prediction'],
       'classification': ['other'],
     },
+    'ma_software_group': {
+      'ordinal_id': ['1'],
+      'group_id': ['1'],
+      'software_id': ['1'],
+    },
     'ma_data': {
       'id': ['1'],
       'name': ['Model'],

@@ -284,7 +284,7 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     'attention_bias': False,
     'max_position_embeddings': length,
     'dtype': dtype,
-    'torch_dtype': dtype,  # the field's name before transformers 5
+    'torch_dtype': dtype,  # the field's name before transformers 4.56
     **_rope_config(found),
   }
   if kind == 'llama' and model.d_model % found['NUM_HEADS']:

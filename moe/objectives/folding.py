@@ -110,6 +110,8 @@ def folding(
   recycles: int = 1,
   clamped: float = 0.9,
   clamp_steps: int = 2000,
+  violations_from: int = 0,
+  violations_full: int = 0,
 ) -> Objective:
   """Makes the objective: structures of chains, and confidence in them.
 
@@ -123,6 +125,10 @@ def folding(
       Angstrom as 10. Evaluation does this for all chains.
     clamp_steps: number of training steps in which this share grows from 0. If
       errors were clamped from the start, far residues would have no gradient.
+    violations_from: training step from which the loss of violations counts.
+    violations_full: step from which it counts in full. Its share grows from
+      step to step, since early structures have too many violations to learn
+      anything else.
 
   Returns:
     The objective. Its score is the mean lDDT of CA atoms.
@@ -132,6 +138,10 @@ def folding(
   share = 'the share of chains with a clamped error'
   bounds.within('clamped', clamped, share, least=0, most=1)
   bounds.at_least(1, 'clamp_steps', clamp_steps, 'steps until it is reached')
+  at_least = bounds.at_least
+  at_least(0, 'VIOLATIONS_FROM', violations_from, '0 for the whole training')
+  name = 'VIOLATIONS_FULL'
+  at_least(violations_from, name, violations_full, 'VIOLATIONS_FROM')
 
   def loss(
     params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
@@ -150,13 +160,20 @@ def folding(
       functional, params, (s, pair, batch), recycles and count, rngs, train
     )
     is_clamped = jnp.ones(batch['weights'].shape, bool)
+    shares = {}
     if train:
+      begin, end = violations_from, violations_full
+      grown = (state['steps'] - begin + 1) / (end - begin + 1)
+      shares['violations'] = jnp.clip(grown, 0, 1)
       done = state['steps'].astype(jnp.float32) / clamp_steps
       share = clamped * jnp.minimum(done, 1)
       is_clamped = jax.random.bernoulli(keys[3], share, is_clamped.shape)
     by_chain, metrics = terms(found, batch, is_clamped, factors)
     weights_B = batch['weights']
-    sums = {name: jnp.sum(x * weights_B) for name, x in by_chain.items()}
+    sums = {
+      name: jnp.sum(x * weights_B) * shares.get(name, 1)
+      for name, x in by_chain.items()
+    }
     for name in _OF_TOKENS:
       if name in outputs.losses:  # A dense trunk has no router losses.
         sums[name] = outputs.losses[name][0]

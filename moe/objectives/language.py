@@ -134,7 +134,7 @@ def _coefficients(
   router_losses: Sequence[tuple[str, float]],
   last: dict[str, float],
 ) -> dict[str, float]:
-  """Name -> coefficient of each term but those of modalities.
+  """Name -> coefficient of each term, without losses of single modalities.
 
   Raises:
     OutOfRange: if a factor is not finite, or if the factor of a loss that must

@@ -2,16 +2,38 @@
 
 import contextlib
 import json
-import select
+import selectors
 import socket
+import threading
 import time
+from collections.abc import Iterable
 from typing import Any
 
 # TCP's keep-alive messages find a lost machine within this many seconds.
 LOST_SECONDS = 14
+# A process that is stopped keeps its connection. So each process sends a sign
+# of life so often. Without one for `SILENT_SECONDS` it counts as lost.
+BEAT_SECONDS = 5.0
+SILENT_SECONDS = 75.0
 _LONGEST_LINE = 2**16
 # A process must send its number within this many seconds after it connects.
 _GREETING_SECONDS = 1.0
+
+
+def readable(waiting: Iterable[Any], seconds: float | None) -> list[Any]:
+  """Waits until one of some sockets or peers has data; returns those.
+
+  `select.select` fails if a descriptor is 1,024 or more, which happens in large
+  programs.
+
+  Args:
+    waiting: the sockets or peers.
+    seconds: most time to wait; None for no limit.
+  """
+  with selectors.PollSelector() as selector:
+    for item in waiting:
+      selector.register(item, selectors.EVENT_READ)
+    return [key.fileobj for key, _ in selector.select(seconds)]
 
 
 class Peer:
@@ -20,6 +42,8 @@ class Peer:
   def __init__(self, connection: socket.socket):
     self._socket = connection
     self._data = b''
+    self._sending = threading.Lock()
+    self.heard = time.monotonic()
     self.process = None
     self.host = ''
     self.clock = 0.0
@@ -40,16 +64,17 @@ class Peer:
         option(socket.IPPROTO_TCP, getattr(socket, name), value)
 
   def fileno(self) -> int:
-    """The file descriptor, for `select`."""
+    """The file descriptor, for `readable`."""
     return self._socket.fileno()
 
   def send(self, **message: Any) -> None:
     """Sends a message; only `receive` tells whether the connection is lost."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), self._sending:
       self._socket.sendall(json.dumps(message).encode() + b'\n')
 
   def receive(self) -> list[dict[str, Any]] | None:
     """Waits for messages; None if the connection is closed or data invalid."""
+    self.heard = time.monotonic()
     try:
       data = self._socket.recv(_LONGEST_LINE)
       *lines, self._data = (self._data + data).split(b'\n')
@@ -60,11 +85,15 @@ class Peer:
       return None
     return messages if all(isinstance(m, dict) for m in messages) else None
 
+  def is_silent(self) -> bool:
+    """Whether `receive` was not called for `SILENT_SECONDS`."""
+    return time.monotonic() - self.heard > SILENT_SECONDS
+
   def greeting(self) -> dict[str, Any]:
     """Waits for the first message; {} if none comes or if it is invalid."""
     end = time.monotonic() + _GREETING_SECONDS
     while time.monotonic() < end:
-      if select.select([self], [], [], _GREETING_SECONDS)[0]:
+      if readable([self], _GREETING_SECONDS):
         messages = self.receive()
         if messages or messages is None:
           return messages[0] if messages else {}

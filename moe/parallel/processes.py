@@ -1,10 +1,14 @@
 """Lets a process join the other processes of a program, and leave them."""
 
+import logging
 import os
 import sys
+import time
 from typing import Any
 
 from moe.parallel import pace, roll_call
+
+_logger = logging.getLogger(__name__)
 
 _NAMES = ('NUM_PROCESSES', 'PROCESS_ID', 'JAX_COORDINATOR_ADDRESS')
 # Variable with the hosts of a slice on GKE, in the order of process numbers.
@@ -12,8 +16,12 @@ _HOSTS = 'TPU_WORKER_HOSTNAMES'
 # Variables with the number of processes on one machine: Slurm writes '2' or
 # '2(x4)', Open MPI writes '2'.
 _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
+# Names of JAX's classes for TPUs.
+_TPU_CLUSTERS = {'GkeTpuCluster', 'GceTpuCluster'}
 # Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
+# At its end a process waits for process 0, which writes the results alone.
+_RESULTS_SECONDS = 24 * 3600
 
 _watch: roll_call.Hub | roll_call.Member | None = None
 _clock = pace.Clock()
@@ -45,11 +53,11 @@ def initialize(
     roll_call.Missing: if a process has not joined in time.
   """
   global _watch
-  place, local_devices = _find()
-  if place is None:
-    return {}
   if patience is None:
     patience = float(os.environ.get('JOIN_SECONDS', PATIENCE))
+  place, local_devices = _find(patience)
+  if place is None:
+    return {}
   guests = {}
   if place.num_processes > 1:
     is_first = place.process_id == 0
@@ -68,15 +76,22 @@ def initialize(
     place.process_id,
     local_devices,
     cluster_detection_method='deactivate',
+    shutdown_timeout_seconds=_RESULTS_SECONDS,
+    # The roll call finds a stopped process before, and names it.
+    heartbeat_timeout_seconds=int(PATIENCE),
   )
   return guests
 
 
-def _find() -> tuple[roll_call.Place | None, list[int] | None]:
+def _find(patience: float) -> tuple[roll_call.Place | None, list[int] | None]:
   """Returns (place, devices) of this process.
 
   The place is None if neither variables nor a cluster say what it is. The
   devices are None if the process uses all devices of its machine.
+
+  Raises:
+    roll_call.Missing: if the name of process 0's machine is unknown after
+      `patience` seconds.
   """
   given = [n for n in _NAMES if n in os.environ]
   if given and len(given) < len(_NAMES):
@@ -95,10 +110,7 @@ def _find() -> tuple[roll_call.Place | None, list[int] | None]:
   cluster = _cluster()
   if cluster is None:
     return None, None
-  address = cluster.get_coordinator_address(
-    timeout_secs=int(PATIENCE),
-    override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
-  )
+  address = _address(cluster, patience)
   beside = next((os.environ[n] for n in _BESIDE if n in os.environ), '1')
   local = cluster.get_local_process_id()
   # A process that is alone on its machine uses all devices there.
@@ -107,6 +119,29 @@ def _find() -> tuple[roll_call.Place | None, list[int] | None]:
   )
   place = _place(address, cluster.get_process_count(), cluster.get_process_id())
   return place, devices
+
+
+def _address(cluster: Any, patience: float) -> str:
+  """The host:port of process 0; waits until the network knows its name."""
+  begin, is_told = time.monotonic(), False
+  while True:
+    try:
+      return cluster.get_coordinator_address(
+        # JAX waits without a word. So it waits briefly, and we repeat that.
+        timeout_secs=1,
+        override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
+      )
+    except RuntimeError as error:
+      if cluster.__name__ not in _TPU_CLUSTERS:
+        raise
+      waited, text = time.monotonic() - begin, str(error)
+    if waited >= patience:
+      raise roll_call.Missing(
+        f'process 0 not started after {waited:.0f} s: {text}'
+      )
+    if waited >= roll_call.TELL_SECONDS and not is_told:
+      is_told = True
+      _logger.info(f'waiting: process 0 not started yet: {text}')
 
 
 def _place(address: str, size: int, process: int) -> roll_call.Place:
@@ -124,10 +159,8 @@ def _cluster() -> Any:
 
   unwanted = set()
   if os.environ.get('JAX_PLATFORMS') == 'cpu':
-    unwanted |= {
-      'GkeTpuCluster',
-      'GceTpuCluster',
-    }  # With JAX on the CPU, a host of a TPU pod does not wait for the others.
+    # With JAX on the CPU, a host of a TPU pod does not wait for the others.
+    unwanted |= _TPU_CLUSTERS
   if 'JOB_COMPLETION_INDEX' not in os.environ:
     unwanted.add('K8sCluster')  # The pod does not belong to an indexed job.
   for found in clusters.ClusterEnv._cluster_types:

@@ -5,42 +5,34 @@ naming the process. If a process dies, the others wait in their next collective.
 So every process first connects to process 0, which calls the roll. The
 connections stay open. When a process dies, the kernel closes its connection at
 once. If a machine is lost, TCP's keep-alive messages find this within
-`peer.LOST_SECONDS`.
+`peer.LOST_SECONDS`. A process that is stopped sends no signs of life, and the
+others end after `peer.SILENT_SECONDS`.
 
 A message is a line of JSON. The port is the coordinator's port plus 1 (65534
 for 65535). Messages contain no secrets. Process 0 treats an invalid message
 like the end of the connection.
 """
 
-import collections
-import contextlib
 import logging
-import os
-import select
+import resource
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from moe import stop_signals
-from moe.parallel import pace
-from moe.parallel.peer import Peer
+from moe.parallel import farewell, pace
+from moe.parallel.peer import BEAT_SECONDS, Peer, readable
 
 _logger = logging.getLogger(__name__)
 
-# Exit code EX_UNAVAILABLE: another process is missing or was lost.
-EXIT_LOST = 69
 # After this many seconds the log names the missing processes, and the roll call
 # goes on.
 TELL_SECONDS = 30.0
-# If one process ends with an error, the others often have the same error. They
-# have this many seconds to report it.
-_ERROR_GRACE = 5.0
-# After a signal all processes save a checkpoint. They have this many seconds
-# for it.
-_SIGNAL_GRACE = 60.0
 _RETRY_SECONDS = 0.2
+# Process 0 needs a descriptor for each other process, and about so many others.
+_OTHER_DESCRIPTORS = 1024
 
 
 class Guest(NamedTuple):
@@ -102,46 +94,39 @@ class Place(NamedTuple):
     return f'process {process}' + (f' ({host})' if host else '')
 
 
-def _die(code: int, text: str) -> None:
-  """Ends the process at once, even if its main thread hangs."""
-  with contextlib.suppress(OSError):
-    os.write(2, f'error: {text}\n'.encode())
-  os._exit(code)
+def _allow_descriptors(number: int) -> None:
+  """Raises the limit of open files to a number, or as far as allowed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _farewell(who: str, code: int, text: str) -> dict[str, Any]:
-  """Makes the message that a process has left and that the others must end."""
-  if code == stop_signals.EXIT_STOPPED:
-    why, grace, code = 'was stopped by a signal', _SIGNAL_GRACE, code
-  else:
-    why, grace, code = f'ended with code {code}', _ERROR_GRACE, EXIT_LOST
-  return {'lost': f'{who} {why}' + f': {text}' * bool(text), 'grace': grace,
-          'code': code}  # fmt: skip
-
-
-def _vanished(who: str) -> dict[str, Any]:
-  text = f'{who} was killed, or its machine is lost: run the command again'
-  return {'lost': text, 'grace': 0.0, 'code': EXIT_LOST}
+def _listen(host: str, port: int) -> socket.socket:
+  """Listens at a port; raises ValueError if another program uses it."""
+  is_local = host in ('localhost', '127.0.0.1')
+  try:
+    if is_local or not socket.has_dualstack_ipv6():
+      return socket.create_server((host if is_local else '', port))
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  except OSError as error:
+    raise ValueError(
+      f'port {port} of {host} must be free for process 0, got {error}: end'
+      ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
+    ) from error
 
 
 class Hub:
   """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
+    _allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
     host, port = place.endpoint
-    is_local = host in ('localhost', '127.0.0.1')
-    try:
-      if is_local or not socket.has_dualstack_ipv6():
-        self._server = socket.create_server((host if is_local else '', port))
-      else:
-        self._server = socket.create_server(
-          ('', port), family=socket.AF_INET6, dualstack_ipv6=True
-        )
-    except OSError as error:
-      raise ValueError(
-        f'port {port} of {host} must be free for process 0, got {error}: end'
-        ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
-      ) from error
+    # JAX's own error for its port would be a crash without the reason.
+    _listen(host, int(place.address.rsplit(':', 1)[1])).close()
+    self._server = _listen(host, port)
     self._place = place
     self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -171,7 +156,7 @@ class Hub:
         _logger.info(f'waiting: {self.absent()} not started yet')
       known = list(self._peers.values())
       waiting = [self._server, *guests, *known]
-      for ready in select.select(waiting, [], [], 0.1)[0]:
+      for ready in readable(waiting, 0.1):
         if ready is self._server:
           guests.append(Peer(self._server.accept()[0]))
         elif ready in known:  # The process has ended. It may join again.
@@ -226,9 +211,11 @@ class Hub:
       self._peers[process] = guest
 
   def _watch(self) -> None:
-    present = dict(self._peers)
+    present, beaten = dict(self._peers), time.monotonic()
+    for peer in present.values():
+      peer.heard = beaten
     while present:
-      ready = select.select(list(present.values()), [], [])[0]
+      ready = readable(present.values(), BEAT_SECONDS)
       # If one process is killed, others fail. So killed processes are reported
       # first.
       news = [(peer, peer.receive()) for peer in ready]
@@ -237,22 +224,39 @@ class Hub:
         if messages is None:
           del present[peer.process]
           if not peer.has_left:
-            self._spread(_vanished(who), present.values())
+            self._spread(farewell.vanished(who), present.values())
         for message in messages or ():
-          if 'times' in message:
-            self._pace.add(peer.process, *message['times'])
-          if 'leaves' in message:
-            peer.has_left = True
-            code, text = message['leaves'], message.get('text', '')
-            if code:
-              news_of = _farewell(who, code, text)
-              self._spread(news_of, present.values())
+          self._hear(peer, who, message, present.values())
+      if time.monotonic() - beaten > BEAT_SECONDS:
+        beaten = time.monotonic()
+        self._beat(list(present.values()))
     self._left.set()
 
-  def _spread(self, news: dict[str, Any], peers: Sequence[Peer]) -> None:
+  def _hear(
+    self, peer: Peer, who: str, message: dict, present: Iterable[Peer]
+  ) -> None:
+    """Does what a message of a process calls for."""
+    if 'times' in message:
+      self._pace.add(peer.process, *message['times'])
+    if 'leaves' in message:
+      peer.has_left = True
+      code, text = message['leaves'], message.get('text', '')
+      if code:
+        self._spread(farewell.left(who, code, text), present)
+
+  def _beat(self, present: Sequence[Peer]) -> None:
+    """Sends a sign of life, and finds processes that send none."""
+    for peer in present:
+      peer.send(beat=True)
+      if peer.is_silent() and not peer.has_left:
+        who = self._place.name(peer.process, peer.host)
+        others = [other for other in present if other is not peer]
+        self._spread(farewell.silent(who), others)
+
+  def _spread(self, news: dict[str, Any], peers: Iterable[Peer]) -> None:
     for peer in peers:
       peer.send(**news)
-    _end_after(news)
+    farewell.end_after(news)
 
   def tell(self, times: tuple[int, float, float]) -> None:
     """Adds the times of this process to the comparison, see `pace.Pace`."""
@@ -266,12 +270,13 @@ class Hub:
     """Tells the others that this process ends; waits for them if code > 0."""
     who = self._place.name(0, socket.gethostname())
     for peer in self._peers.values():
-      peer.send(**(_farewell(who, code, text) if code else {'bye': True}))
+      peer.send(**(farewell.left(who, code, text) if code else {'bye': True}))
     if code:
       is_signal = code == stop_signals.EXIT_STOPPED
       # When process 0 ends, JAX ends the others at once. So the others end
       # first.
-      self._left.wait((_SIGNAL_GRACE if is_signal else _ERROR_GRACE) + 2)
+      grace = farewell.SIGNAL_GRACE if is_signal else farewell.ERROR_GRACE
+      self._left.wait(grace + 2)
 
 
 class Member:
@@ -306,6 +311,7 @@ class Member:
         tells = end
         _logger.info(f'waiting: {self._place.name(0)} not started yet')
     self._thread.start()
+    threading.Thread(target=self._beat, daemon=True).start()
     return {}
 
   def _answer(self, end: float, report: dict[str, Any]) -> Peer | None:
@@ -324,7 +330,7 @@ class Member:
       report=report,
     )
     left = max(0.0, end - time.monotonic())
-    reply = hub.receive() if select.select([hub], [], [], left)[0] else None
+    reply = hub.receive() if readable([hub], left) else None
     reply, *self._early = reply or [{}]
     if 'missing' in reply:
       raise Missing(reply['missing'])
@@ -341,16 +347,26 @@ class Member:
     return None
 
   def _watch(self) -> None:
+    who = self._place.name(0, self._hub.host)
     while not self._is_over:
+      if not self._early and not readable([self._hub], BEAT_SECONDS):
+        if self._hub.is_silent() and not self._is_over:
+          farewell.end_after(farewell.silent(who))
+        continue
       messages, self._early = self._early or self._hub.receive(), []
       if messages is None:
         if not self._is_over:
-          _end_after(_vanished(self._place.name(0, self._hub.host)))
+          farewell.end_after(farewell.vanished(who))
         return
       for message in messages:
         self._is_over |= 'bye' in message
         if 'lost' in message:
-          _end_after(message)
+          farewell.end_after(message)
+
+  def _beat(self) -> None:
+    while not self._is_over:
+      self._hub.send(beat=True)
+      time.sleep(BEAT_SECONDS)
 
   def tell(self, times: tuple[int, float, float]) -> None:
     """Tells process 0 the times of this process, see `pace.Pace`."""
@@ -360,35 +376,3 @@ class Member:
     """Tells process 0 that this process ends."""
     self._is_over = True
     self._hub.send(leaves=code, text=text[:1000])
-
-
-_ends = collections.deque(maxlen=1)
-
-
-def _end_after(news: dict[str, Any]) -> None:
-  """Ends the process after news['grace'] seconds; ignores a second message."""
-  if _ends:
-    return
-  _ends.append(news)
-
-  def end() -> None:
-    time.sleep(news['grace'])
-    _die(news['code'], news['lost'])
-
-  if news['grace']:
-    threading.Thread(target=end, daemon=True).start()
-  else:
-    end()
-
-
-def end_by_news(patience: float) -> None:
-  """Ends the process if it hears within `patience` that another is lost.
-
-  Args:
-    patience: seconds to wait for such a message.
-  """
-  end = time.monotonic() + patience
-  while time.monotonic() < end:
-    if _ends:
-      _die(_ends[0]['code'], _ends[0]['lost'])
-    time.sleep(0.05)

@@ -12,6 +12,7 @@ from matplotlib.ticker import PercentFormatter
 
 from moe.report.figures import PAGE, smooth, style, svg, thin
 from moe.train.watch import Watch
+from moe.types import MODALITIES
 
 _MAX_COLUMNS = 160
 _MAX_LAYERS = 12
@@ -29,6 +30,8 @@ _NUMBERS = (
   ('entropy_image', 'Entropy, image codes', 'entropy of images', '.2f'),
   ('dropped_fraction_text', None, 'dropped text', '.2%'),
   ('dropped_fraction_image', None, 'dropped images', '.2%'),
+  ('entropy_protein', 'Entropy, proteins', 'entropy of proteins', '.2f'),
+  ('dropped_fraction_protein', None, 'dropped proteins', '.2%'),
   ('bias_norm', 'Norm of the router bias', 'bias norm', '.3g'),
   ('bytes_exchanged', None, 'bytes exchanged', ',.0f'),
 )
@@ -38,14 +41,15 @@ class ExpertFigures(NamedTuple):
   """Figures and a table about the routers of a run.
 
   Attributes:
-    loads: figure with the load of each expert, as an <svg> element.
+    loads: figures with the load of each expert, as (title, <svg> element): of
+      all tokens, then of each modality that the router tells apart.
     curves: figure with the other quantities, as an <svg> element.
     header: column headers of the table.
     rows: rows of the table, one for each sparse layer. Numbers are means over
       the last tenth of the logged steps.
   """
 
-  loads: str
+  loads: list[tuple[str, str]]
   curves: str
   header: list[str]
   rows: list[list[str]]
@@ -61,8 +65,17 @@ def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
   numbers = _numbers(records, load_SLE)
   watch = Watch(1.0)
   watch.resume(records)
+  titles = {'load': 'All tokens'}
+  titles |= {f'load_{name}': f'Tokens of {name} alone' for name in MODALITIES}
+  by_name = {
+    name: np.array([record['layers'][name] for record in records])
+    for name in titles
+    if all(name in record['layers'] for record in records)
+  }
   return ExpertFigures(
-    loads(steps, load_SLE), curves(steps, numbers), *_table(numbers, watch)
+    [(titles[name], loads(steps, load)) for name, load in by_name.items()],
+    curves(steps, numbers),
+    *_table(numbers, watch, by_name),
   )
 
 
@@ -89,20 +102,32 @@ def _numbers(
 
 
 def _table(
-  numbers: dict[str, np.ndarray], watch: Watch
+  numbers: dict[str, np.ndarray],
+  watch: Watch,
+  load_SLE: dict[str, np.ndarray],
 ) -> tuple[list[str], list[list[str]]]:
-  shown = [row for row in _NUMBERS if row[0] in numbers]
-  header = ['sparse layer', *(head for _, _, head, _ in shown), 'idle experts']
-  last = {
-    key: values[-max(1, len(values) // 10) :].mean(axis=0)
-    for key, values in numbers.items()
+  # For each modality, the number of experts without a token of it.
+  unused_L = {
+    f'idle for {name}': (_last(load_SLE[f'load_{name}']).sum(0) == 0).sum(1)
+    for name in MODALITIES
+    if f'load_{name}' in load_SLE
   }
+  shown = [row for row in _NUMBERS if row[0] in numbers]
+  heads = [head for _, _, head, _ in shown]
+  header = ['sparse layer', *heads, *unused_L, 'idle experts']
+  last = {key: _last(values).mean(axis=0) for key, values in numbers.items()}
   rows = []
   for layer, dead_E in enumerate(watch.dead_LE):
     cells = [format(last[key][layer], form) for key, _, _, form in shown]
     idle = ', '.join(map(str, np.flatnonzero(dead_E))) or 'none'
-    rows.append([str(layer), *cells, idle])
+    unused = [str(count_L[layer]) for count_L in unused_L.values()]
+    rows.append([str(layer), *cells, *unused, idle])
   return header, rows
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+  """The values of the last tenth of the steps."""
+  return values[-max(1, len(values) // 10) :]
 
 
 def curves(steps: Sequence[int], numbers: dict[str, np.ndarray]) -> str:

@@ -2,10 +2,13 @@
 
 import base64
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from moe import json_text
+from moe.evaluate import comparison, score
+from moe.evaluate.score import Score
 from moe.report import facts_page, picture_files
 from moe.runs.picture_scores import Found
 
@@ -31,7 +34,7 @@ def write(
     The file of the page.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  scores = [score for one in found.values() for score in one.scores]
+  scores = [s for one in found.values() for s in one.scores]
   return facts_page.write(
     directory,
     (PAGE, SCORES),
@@ -47,6 +50,28 @@ def write(
       for name, one in found.items()
     },
   )
+
+
+def join(directories: Sequence[str]) -> list[Score]:
+  """The scores of several runs as means; reads the JSON files of `write`.
+
+  Args:
+    directories: of the files, one for each seed.
+
+  Raises:
+    ValueError: if a file is missing, or if there are fewer than two.
+  """
+  runs = []
+  for directory in directories:
+    path = pathlib.Path(directory, SCORES)
+    if not path.is_file():
+      raise ValueError(
+        f'{path} must be there, got nothing: make it with `python -m'
+        ' launch.images score`.'
+      )
+    entries = json_text.parse(path.read_text(encoding='utf-8'))['scores']
+    runs.append([score.from_json(entry) for entry in entries])
+  return comparison.of_runs(runs)
 
 
 def _png(pixels: np.ndarray) -> str:

@@ -99,8 +99,8 @@ class Router:
 
   num_active: int = 2
 
-  # Whether a token's experts do not depend on later tokens, in evaluation and
-  # in training.
+  # Each tells whether a token's experts never depend on later tokens: the first
+  # in evaluation, the second in training.
   is_causal = True
   is_causal_in_training = True
   # Number of spare choices per token, see `RoutingPlan`.

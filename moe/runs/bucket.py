@@ -8,7 +8,6 @@ alone. A run that resumes, on any machine, first fetches the files from there.
 TensorBoard's files stay in the mirror.
 """
 
-import hashlib
 import logging
 import os
 import shutil
@@ -18,7 +17,7 @@ from etils import epath
 
 from moe import atomic_files
 from moe.checkpoint import integrity, listing
-from moe.data.cache_dir import default_cache_dir
+from moe.data import cache_dir
 from moe.runs import lock
 
 _logger = logging.getLogger(__name__)
@@ -51,10 +50,7 @@ def opened(place: str, is_written: bool = False) -> str:
       f'{place} must be a directory or a URL that begins with {_SCHEME}: mount'
       ' any other store.'
     )
-  digest = hashlib.sha256(url.encode()).hexdigest()[:12]
-  name = f'{url.rpartition("/")[2]}-{digest}'
-  folder = 'runs' if is_written else 'read'
-  workdir = os.path.join(default_cache_dir(), folder, name)
+  workdir = cache_dir.mirror(url, 'runs' if is_written else 'read')
   try:
     if is_written:
       _prepare(url, workdir)

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from moe import atomic_files
-from moe.checkpoint import restore, upcycle
+from moe.checkpoint import listing, restore, upcycle
 from moe.checkpoint.save import Checkpointer
 from moe.data.cache_dir import default_cache_dir
 from moe.data.reader import Reader, eval_batches
@@ -92,7 +92,7 @@ def resumed_state(
 
   Without any step, the result is (None, None).
   """
-  if checkpointer.latest_step() is None:
+  if not listing.shared_steps(checkpointer.directory):
     return None, None
   # The rule for spikes may be switched on or off in the middle of a run.
   return checkpointer.restore(None, program.abstract, optional='norms/.*')
@@ -236,6 +236,7 @@ def open_data(
     data.sequence_length,
     data.batch_size,
     run.settings.seed,
+    data.max_bad_fraction,
     rows=rows,
     transforms=[transform(store) for store in stores],
     extras=extras,
@@ -243,6 +244,8 @@ def open_data(
   preflight.check_ids(reader.ids, run.model.vocab_size)
   preflight.check_ranges(reader.ids, run.model.ids)
   preflight.check_tokenizer(reader.ids, data.image_tokenizer)
+  for name in data.evaluation:
+    preflight.check_evaluation(reader.ids, name, found[name, 'validation'][0])
   if data.image_tokenizer and jax.process_index() == 0:
     atomic_files.write_file(
       os.path.join(workdir, IMAGE_TOKENIZER),

@@ -14,7 +14,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +22,11 @@ from etils import epath
 
 from moe.data.store import file_sha256
 from moe.parallel import roll_call
+from moe.runs.folding_run import FoldingRun
 from moe.runs.run import Run
+from moe.runs.tokenizer_run import TokenizerRun
+
+AnyRun = Run | TokenizerRun | FoldingRun
 
 BAD, DOUBT, GOOD = 0, 1, 2
 _WORDS = {BAD: 'BAD', DOUBT: 'doubt', GOOD: 'good'}
@@ -65,7 +69,7 @@ class Request(NamedTuple):
     patience: seconds to wait for the other hosts.
   """
 
-  run: Run | None
+  run: AnyRun | None
   workdir: str
   cache_dir: str
   patience: float
@@ -97,16 +101,16 @@ def versions() -> dict[str, str]:
   return found
 
 
-def hashes(run: Run, cache_dir: str) -> dict[str, str]:
-  """The hashes of the vocabulary and of the token stores of a run's tasks."""
+def hashes(run: AnyRun, cache_dir: str) -> dict[str, str]:
+  """The hashes of the vocabulary and of the stores of a run."""
   found = {}
-  if run.data.vocabulary:
+  if isinstance(run, Run) and run.data.vocabulary:
     found['vocabulary'] = (
       file_sha256(run.data.vocabulary)[:12]
       if os.path.exists(run.data.vocabulary)
       else 'missing'
     )
-  for task in (run.data.train, *run.data.evaluation):
+  for task in _stores(run):
     pattern = os.path.join(
       glob.escape(cache_dir), '*', glob.escape(task), '**', '*.json'
     )
@@ -115,6 +119,19 @@ def hashes(run: Run, cache_dir: str) -> dict[str, str]:
     content = b''.join(pathlib.Path(file).read_bytes() for file in files)
     found[task] = hashlib.sha256(content).hexdigest()[:12] if files else 'none'
   return found
+
+
+def _stores(run: AnyRun) -> Sequence[str]:
+  """Names of the folders of a run's stores.
+
+  The folder of a user's own pictures or chains depends on their path, which may
+  differ between hosts. So it is left out.
+  """
+  if isinstance(run, Run):
+    return (run.data.train, *run.data.evaluation)
+  is_folding = isinstance(run, FoldingRun)
+  setting = run.data.longest if is_folding else run.data.pixels
+  return [f'{name}_{setting}' for name in run.data.names if '/' not in name]
 
 
 def _disk(cache_dir: str) -> Iterable[Finding]:
@@ -255,7 +272,7 @@ def _is_held(found: Iterable[Finding]) -> bool:
   return any(f.check == 'chips' and f.grade == BAD for f in found)
 
 
-def _devices(run: Run | None) -> Finding:
+def _devices(run: AnyRun | None) -> Finding:
   """Compares the devices of all hosts with the mesh of the run."""
   devices = jax.devices()
   text = f'{len(devices)} x {devices[0].device_kind}'

@@ -5,11 +5,10 @@ import logging
 
 import numpy as np
 
-from moe.data.store import Store
-from moe.evaluate import judge as judge_lib
 from moe.evaluate import picture_sets
 from moe.evaluate.judge import Judge
 from moe.evaluate.score import Score
+from moe.runs import picture_judge
 from moe.runs.drawing import Drawing
 from moe.runs.held_out_pictures import HeldOut, Mean, Request
 from moe.runs.picture_model import PictureModel
@@ -20,34 +19,55 @@ _logger = logging.getLogger(__name__)
 _TRIED = 100
 
 
-def judge_of(store: Store, training: HeldOut, wanted: Request) -> Judge:
-  """The independent network of a source of pictures."""
-  args = training.pixels, training.facts, wanted.judge_epochs
-  if not wanted.cache_dir:
-    return judge_lib.train(*args)
-  content = store.manifest['content_sha256']
-  return judge_lib.of_cache(wanted.cache_dir, content, *args)
+def to_draw(
+  model: PictureModel, pictures: HeldOut, wanted: Request
+) -> tuple[HeldOut, HeldOut]:
+  """(pictures with a sentence to draw, others on which guidance is chosen).
+
+  Pictures are left out if the model cannot draw their sentence: because of an
+  unknown character, for example. The others have at most `_TRIED` pictures,
+  and at most a third of all.
+  """
+  known = pictures.of_rows(
+    [i for i, text in enumerate(pictures.captions) if model.can_draw(text)]
+  )
+  count = len(known.captions)
+  if count < len(pictures.captions):
+    _logger.info(
+      f'{pictures.name}: {len(pictures.captions) - count} sentences are left'
+      ' out, since the model cannot draw them'
+    )
+  tried = min(_TRIED, count // 3) if len(wanted.guidances) > 1 else 0
+  num = min(wanted.num_drawn, count - tried)
+  return known.part(0, num), known.part(num, num + tried)
 
 
 def with_guidance(
-  model: PictureModel, pictures: HeldOut, judge: Judge, wanted: Request
+  model: PictureModel, others: HeldOut, judge: Judge | None, wanted: Request
 ) -> Drawing:
-  """How to draw, with the best guidance on sentences that are not scored."""
-  first = wanted.num_drawn
-  others = pictures.part(first, first + _TRIED)
-  if len(wanted.guidances) < 2 or not others.captions:
+  """How pictures are drawn, with the guidance that is best for `others`.
+
+  Args:
+    model: the model.
+    others: pictures that are not scored; see `to_draw`.
+    judge: it says which guidance is best. None keeps the guidance.
+    wanted: what is scored.
+  """
+  if judge is None or not others.captions:
     return wanted.drawing
   found = {}
   for guidance in wanted.guidances:
     drawing = dataclasses.replace(wanted.drawing, guidance=guidance)
     made = model.draw(others.captions, drawing)
-    answers, _ = judge_lib.judge(judge, np.stack([one.pixels for one in made]))
-    right = judge_lib.right(judge, answers, others.facts)
+    right, _ = picture_judge.right_and_features(
+      judge, np.stack([one.pixels for one in made]), others.facts
+    )
     # A weak model gets whole pictures right too seldom to tell guidances apart.
     parts = [np.nanmean(v) for v in right.values() if not np.isnan(v).all()]
     found[guidance] = float(np.mean(parts))
     _logger.info(
-      f'{pictures.name}: guidance {guidance:g}: {found[guidance]:.3f}'
+      f'{others.name}: guidance {guidance:g} on {len(others.captions)}'
+      f' sentences: {found[guidance]:.3f}'
     )
   best = max(found, key=found.get)
   return dataclasses.replace(wanted.drawing, guidance=best)
@@ -73,30 +93,18 @@ def judged(
 
   Returns:
     Two upper bounds, which are the scores of real and of reconstructed
-    pictures; the scores of drawn pictures, by attribute and by kind of scene;
-    the distances between drawn and real pictures.
+    pictures; the scores of drawn pictures; all by attribute and by kind of
+    scene; the distances between drawn and real pictures.
   """
-
-  def right_and_features(
-    pixels: np.ndarray, facts: list[dict]
-  ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    answers, features = judge_lib.judge(judge, pixels)
-    return judge_lib.right(judge, answers, facts), features
-
-  real, real_features = right_and_features(pictures.pixels, pictures.facts)
-  made, _ = right_and_features(reconstructed, pictures.facts)
-  right, features = right_and_features(drawn, wanted.facts)
+  _, real = picture_judge.right_and_features(
+    judge, pictures.pixels, pictures.facts
+  )
+  right, features = picture_judge.right_and_features(judge, drawn, wanted.facts)
   what = 'drawn pictures judged'
   return [
-    mean('real pictures judged, all attributes', real['all']),
-    mean('reconstructed pictures judged, all attributes', made['all']),
-    *(
-      mean(f'{what}, {name}', values)
-      for name, values in right.items()
-      if not np.isnan(values).all()
-    ),
-    *mean.by_kind(f'{what}, all', right['all'], wanted.facts),
-    *picture_sets.scores(features, real_features, pictures.name, mean.command),
+    *picture_judge.ceilings(mean, judge, pictures, reconstructed),
+    *picture_judge.by_attribute(mean, what, right, wanted.facts),
+    *picture_sets.scores(features, real, pictures.name, mean.command),
   ]
 
 

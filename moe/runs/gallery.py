@@ -5,7 +5,6 @@ At its end it describes and recognises held-out pictures. The pictures come from
 the folder with the codes, in which the image tokenizer lies.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -37,7 +36,6 @@ _logger = logging.getLogger(__name__)
 _DRAWN, _DESCRIBED, _RECOGNISED = 8, 12, 200
 # If there are more different names than this, they are not used as labels.
 _MAX_LABELS = 20
-_ALPHA = 0.5
 _DRAW = 'draw_'
 
 
@@ -170,13 +168,8 @@ def _examples(model: PictureModel, directory: str) -> Examples:
 
 def _sentences(model: PictureModel, captions: list[str]) -> list[str]:
   """The first different captions that the model can draw."""
-  found = []
-  for caption in dict.fromkeys(captions):
-    # A held-out caption may be too long, or have an unknown character.
-    with contextlib.suppress(ValueError):
-      model.prompt(caption)
-      found.append(caption)
-  return found[:_DRAWN]
+  # A held-out caption may be too long, or have an unknown character.
+  return [c for c in dict.fromkeys(captions) if model.can_draw(c)][:_DRAWN]
 
 
 def _made(
@@ -223,7 +216,11 @@ def _confusion(
   """Number of pictures, int [labels, labels], by their name and the answer."""
   rows = [row for row, name in enumerate(examples.names) if name]
   gains = recognition.gains(
-    model, _seen(model, examples, rows), labels, recognition.TEMPLATES, _ALPHA
+    model,
+    _seen(model, examples, rows),
+    labels,
+    recognition.TEMPLATES,
+    recognition.ALPHA,
   )
   counts = np.zeros((len(labels), len(labels)), int)
   truth = [labels.index(examples.names[row]) for row in rows]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from moe import bounds
+from moe.data.pictures import picture_batches
 from moe.data.store import Store
 from moe.evaluate import comparison
 from moe.evaluate.score import Score
 from moe.runs.drawing import Drawing
-from moe.runs.tokenizer_report import first_pictures
 
 # A picture's own sentence must be found among this many, itself included.
 RIVALS = 16
@@ -29,7 +29,6 @@ class Request:
     drawing: how pictures are drawn.
     guidances: numbers of which the best one replaces `drawing.guidance`. It is
       chosen by the judge, on other sentences than those that are scored.
-    cache_dir: directory of the caches; '' for none.
     num_drawn: number of sentences to draw, the first ones of each source.
     limit: number of held-out pictures to read, the first ones of each source.
     judge_epochs: number of passes over the training pictures in the training of
@@ -40,7 +39,6 @@ class Request:
   agreement: Agreement
   drawing: Drawing = Drawing()
   guidances: Sequence[float] = ()
-  cache_dir: str = ''
   num_drawn: int = 200
   limit: int = 1500
   judge_epochs: int = 4
@@ -71,11 +69,15 @@ class HeldOut:
 
   def part(self, first: int, end: int) -> 'HeldOut':
     """Some of the pictures."""
+    return self.of_rows(range(len(self.captions))[first:end])
+
+  def of_rows(self, rows: Sequence[int]) -> 'HeldOut':
+    """The pictures with these indices."""
     return HeldOut(
       self.name,
-      self.pixels[first:end],
-      self.captions[first:end],
-      self.facts[first:end],
+      self.pixels[list(rows)],
+      [self.captions[i] for i in rows],
+      [self.facts[i] for i in rows],
     )
 
 
@@ -85,6 +87,17 @@ def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
   records = store.read(np.arange(len(made)))
   facts = [json.loads(record['facts'].tobytes()) for record in records]
   return HeldOut(name, made, [one.pop('caption') for one in facts], facts)
+
+
+def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
+  """Reads the first pictures of a store, uint8 [N, pixels, pixels, 3]."""
+  parts, count = [], 0
+  for batch in picture_batches(store, 256, (pixels, pixels)):
+    parts.append(batch['pictures'][batch['weights'] > 0])
+    count += len(parts[-1])
+    if count >= limit:
+      break
+  return np.concatenate(parts)[:limit]
 
 
 class Mean:
@@ -106,12 +119,25 @@ class Mean:
   def by_kind(
     self, what: str, values: np.ndarray, facts: Sequence[Mapping]
   ) -> list[Score]:
-    """The mean over the pictures of each kind; [] if no picture has a kind."""
+    """The mean over the pictures of each kind that has known values."""
     kinds = np.array([one.get('kind') or '' for one in facts])
+    kinds[np.isnan(values)] = ''
     return [
       self(f'{what} of kind {kind}', values[kinds == kind])
       for kind in sorted({*kinds.tolist()} - {''})
     ]
+
+  def of_rows(
+    self,
+    what: str,
+    value_of: Callable[..., float],
+    sizes: Sequence[int],
+    unit: str,
+    higher: bool,
+  ) -> Score:
+    """A value of whole sets; see `comparison.of_sets`."""
+    name = f'{self._name}: {what}'
+    return comparison.of_sets(name, value_of, sizes, self.command, unit, higher)
 
   def single(
     self, what: str, value: float, n: int, unit: str, higher: bool

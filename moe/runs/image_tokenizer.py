@@ -16,7 +16,7 @@ import numpy as np
 from moe import atomic_files, json_text
 from moe.checkpoint import listing, restore
 from moe.data.cache_dir import default_cache_dir
-from moe.data.pictures import PictureReader, picture_batches
+from moe.data.pictures import PictureReader, held_out, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
 from moe.models.functional import PictureFunctional
@@ -135,10 +135,9 @@ def open_pictures(
 
   evaluations = {}
   for name in data.names:
-    for split, directory in dirs[name].items():
-      if split != 'train':
-        label = name if split == 'validation' else f'{name}_{split}'
-        evaluations[label] = evaluation(Store(directory).hold())
+    for label, directory in held_out(name, dirs[name]).items():
+      store = Store(directory).hold()
+      evaluations[label.replace(' ', '_')] = evaluation(store)
   return reader, evaluations
 
 

@@ -160,7 +160,8 @@ class _Lock:
     """Removes the file if this run still owns it."""
     self._is_released.set()
     self._thread.join()
-    with contextlib.suppress(OSError):
+    # Clients of object stores raise errors that are not OSError.
+    with contextlib.suppress(Exception):
       if self._is_ours(self._read()):
         self._path.unlink()
 
@@ -221,7 +222,7 @@ class _Lock:
         self._record['beat'] += 1
         self._write()
         self._beaten_at = time.monotonic()
-      except OSError as error:  # The next beat tries again.
+      except Exception as error:  # As in `release`. The next beat tries again.
         _logger.info(f'warning: {self._path} could not be written: {error}')
 
   def _read(self) -> str | None:

@@ -2,12 +2,13 @@
 
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from moe import atomic_files
-from moe.data.pictures import picture_batches
+from moe.data.pictures import JUDGE, picture_batches
 from moe.data.store import Record, Store, write_store
 from moe.modalities import image
 from moe.modalities.ids import PATCHES
@@ -57,6 +58,8 @@ def encode(
   counts = {}
   for by_split in pictures.values():
     for split, store_dir in by_split.items():
+      if split == JUDGE:
+        continue
       store = Store(store_dir)
       target = root / pathlib.Path(store_dir).parent.name / split
       target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +70,34 @@ def encode(
   atomic_files.write_file(root / IMAGE_TOKENIZER, data)
   atomic_files.write_file(root / MODULE, _MODULE_TEXT)
   return counts
+
+
+def run_flags(
+  directory: str | os.PathLike, counts: Iterable[str], has_patches: bool
+) -> str:
+  """Flags of `launch.train` for a run that draws and describes the pictures.
+
+  Args:
+    directory: the folder that `encode` has written.
+    counts: the result of `encode`.
+    has_patches: whether a run reads patches in place of codes.
+  """
+  root = pathlib.Path(directory)
+  one, *more = sorted({name.rpartition('/')[0] for name in counts})
+  read = 'ReadPatches' if has_patches else 'DropCondition'
+  of_task = {}
+  for name in (one, *more):
+    of_task |= {f'draw_{name}': 'DropCondition', f'describe_{name}': read}
+  transforms = [f"('{t}', @transforms.{c}())" for t, c in of_task.items()]
+  values = {
+    'TASK_MODULES': repr((str(root / MODULE),)),
+    'IMAGE_TOKENIZER': repr(str(root / IMAGE_TOKENIZER)),
+    'TASK': repr('pictures' if more else f'{one}_both'),
+    'EVAL_TASKS': repr(tuple(of_task)),
+    'TRANSFORMS': f'({", ".join(transforms)})',
+  }
+  flags = (f'--gin.{name}={text}' for name, text in values.items())
+  return ' \\\n'.join(map(shlex.quote, flags))
 
 
 def _manifest(tokenizer: ImageTokenizer, has_patches: bool) -> dict:

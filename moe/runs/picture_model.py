@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from moe.checkpoint import restore
@@ -22,6 +23,7 @@ from moe.runs.drawing import Drawing, Drawn
 from moe.runs.image_tokenizer import ImageTokenizer
 from moe.runs.run import IMAGE_TOKENIZER, TrainedRun
 from moe.runs.writing import check_causal
+from moe.types import Array
 
 # Largest number of rows in a batch, which bounds the memory.
 _MAX_ROWS = 256
@@ -111,17 +113,7 @@ class PictureModel:
       raise ValueError(
         f'The sentence must be one line of text, got {sentence!r}.'
       )
-    unknown = {
-      character: None
-      for character in sentence
-      for i in vocabulary.encode(character)
-      if i == vocabulary.unk or vocabulary.is_byte(i)
-    }
-    if unknown:
-      raise ValueError(
-        'The sentence must have characters that the model was trained on, got'
-        f' {" ".join(unknown)}: use other words.'
-      )
+    self.check_known(sentence, 'The sentence')
     found = vocabulary.encode(sentence + '\n')
     length = self.trained.run.data.sequence_length
     room = length - self.canvas.num_codes - 1
@@ -131,6 +123,34 @@ class PictureModel:
         f' behind it, got {len(found)}: shorten it.'
       )
     return found
+
+  def unknown(self, text: str) -> list[str]:
+    """The characters of a text that the vocabulary has no piece for."""
+    vocabulary = self.trained.vocabulary
+    found = {
+      character: None
+      for character in text
+      for i in vocabulary.encode(character)
+      if i == vocabulary.unk or vocabulary.is_byte(i)
+    }
+    return list(found)
+
+  def check_known(self, text: str, what: str) -> None:
+    """Raises ValueError if a text has characters that have no piece."""
+    unknown = self.unknown(text)
+    if unknown:
+      raise ValueError(
+        f'{what} must have characters that the model was trained on, got'
+        f' {" ".join(unknown)}: use other words.'
+      )
+
+  def can_draw(self, sentence: str) -> bool:
+    """Whether `prompt` takes the sentence."""
+    try:
+      self.prompt(sentence)
+    except ValueError:
+      return False
+    return True
 
   def caption(self, sentence: str) -> list[int]:
     """Ids of a sentence about a picture, with the end mark."""
@@ -174,7 +194,7 @@ class PictureModel:
     # Chunks of equal size share one program.
     num_chunks = -(-len(prompts) // (_MAX_ROWS // 2))
     made, chunk = [], -(-len(prompts) // num_chunks)
-    for number, first in enumerate(range(0, len(prompts), chunk)):
+    for first in range(0, len(prompts), chunk):
       part = slice(first, first + chunk)
       with jax.set_mesh(self.trained.mesh):
         codes = pictures.draw(
@@ -182,9 +202,10 @@ class PictureModel:
           self.canvas,
           prompts[part],
           options.guidance,
-          options.seed + number,
+          options.seed,
           None if given is None else given[part],
           self.trained.row_parts,
+          first,
         )
       made.append(codes)
     return np.concatenate(made)
@@ -281,7 +302,7 @@ class PictureModel:
       prompts += [prompt] * num
     limit = trained.run.data.sequence_length - size - 1
     texts = []
-    for number, first in enumerate(range(0, len(prompts), _MAX_ROWS)):
+    for first in range(0, len(prompts), _MAX_ROWS):
       with jax.set_mesh(trained.mesh):
         written = decode.generate(
           self._writer(sampling),
@@ -289,8 +310,9 @@ class PictureModel:
           trained.state,
           prompts[first : first + _MAX_ROWS],
           limit,
-          seed + number,
+          seed,
           trained.row_parts,
+          first,
         )
       texts += [vocabulary.decode(ids) for ids in written]
     return [texts[i : i + num] for i in range(0, len(texts), num)]
@@ -305,6 +327,12 @@ class PictureModel:
     )
 
   def _writer(self, sampling: Sampling) -> Callable:
+    modality, mask = self.trained.ids.modality, self.canvas.mask
+
+    def of_described(ids: Array) -> Array:
+      # In a description, a mask hides a code of the picture.
+      return jnp.where(ids == mask, pictures.IMAGE, modality(ids))
+
     return self._kept(
       ('writer', sampling),
       lambda: decode.build_writer(
@@ -312,7 +340,8 @@ class PictureModel:
         sampling,
         self.trained.vocabulary.eos,
         self._cache_shardings,
-        self.trained.ids.modality,
+        of_described,
+        'text',
       ),
     )
 
@@ -358,26 +387,3 @@ def of_run(trained: TrainedRun) -> PictureModel:
     os.path.join(trained.workdir, IMAGE_TOKENIZER)
   )
   return PictureModel(trained, tokenizer)
-
-
-def names_of(model: PictureModel) -> list[str]:
-  """Names of the picture sources of a run's evaluation tasks.
-
-  The task `draw_NAME_PIXELS` has the pictures of the source NAME.
-
-  Raises:
-    ValueError: if no evaluation task has such a name.
-  """
-  end = f'_{model.tokenizer.pixels}'
-  tasks = model.trained.run.data.evaluation
-  names = [
-    task.removeprefix('draw_').removesuffix(end)
-    for task in tasks
-    if task.startswith('draw_') and task.endswith(end)
-  ]
-  if not names:
-    raise ValueError(
-      '--pictures must name the pictures to score, since no name in EVAL_TASKS'
-      f' {tuple(tasks)} is draw_NAME{end}: add the flag.'
-    )
-  return names

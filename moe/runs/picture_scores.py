@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from moe.data import pictures as pictures_lib
 from moe.data.store import Store
 from moe.evaluate import (
   caption_scores,
@@ -16,7 +17,12 @@ from moe.evaluate import labels as labels_lib
 from moe.evaluate.judge import Judge
 from moe.evaluate.score import Score
 from moe.infer.pictures import Seen
-from moe.runs import drawing_scores, picture_losses, recognition
+from moe.runs import (
+  drawing_scores,
+  picture_judge,
+  picture_losses,
+  recognition,
+)
 from moe.runs.held_out_pictures import (
   RIVALS,
   Agreement,
@@ -52,10 +58,34 @@ class Found:
   described: list[tuple[np.ndarray, str, str]]
 
 
+def names_of(model: PictureModel) -> list[str]:
+  """Names of the picture sources of a run's evaluation tasks.
+
+  The task `draw_NAME_PIXELS` has the pictures of the source NAME.
+
+  Raises:
+    ValueError: if no evaluation task has such a name.
+  """
+  end = f'_{model.tokenizer.pixels}'
+  tasks = model.trained.run.data.evaluation
+  names = [
+    task.removeprefix('draw_').removesuffix(end)
+    for task in tasks
+    if task.startswith('draw_') and task.endswith(end)
+  ]
+  if not names:
+    raise ValueError(
+      '--pictures must name the pictures to score, since no name in EVAL_TASKS'
+      f' {tuple(tasks)} is draw_NAME{end}: add the flag.'
+    )
+  return names
+
+
 def score_sources(
   model: PictureModel,
   pictures: Mapping[str, Mapping[str, str]],
   wanted: Request,
+  cache_dir: str = '',
 ) -> dict[str, Found]:
   """Scores all held-out splits of all picture sources.
 
@@ -63,6 +93,7 @@ def score_sources(
     model: the model.
     pictures: name of the source -> split -> directory of a store.
     wanted: what is scored.
+    cache_dir: directory of the judges; '' for none.
 
   Returns:
     label -> result. The label is 'SOURCE' for the validation split and
@@ -72,13 +103,13 @@ def score_sources(
   for name, by_split in pictures.items():
     store = Store(by_split['train'])
     known = held_out(name, store, pixels, int(store.lengths.size))
-    judge = drawing_scores.judge_of(store, known, wanted)
-    for split, directory in by_split.items():
-      if split != 'train':
-        label = name if split == 'validation' else f'{name} {split}'
-        mine = held_out(label, Store(directory), pixels, wanted.limit)
-        found[label] = score(model, mine, known, judge, wanted)
-        _logger.info(f'{label}: {len(mine.pixels)} pictures scored')
+    judge = picture_judge.judge_of(
+      by_split, known, wanted.judge_epochs, cache_dir
+    )
+    for label, directory in pictures_lib.held_out(name, by_split).items():
+      mine = held_out(label, Store(directory), pixels, wanted.limit)
+      found[label] = score(model, mine, known, judge, wanted)
+      _logger.info(f'{label}: {len(mine.pixels)} pictures scored')
   return found
 
 
@@ -86,7 +117,7 @@ def score(
   model: PictureModel,
   pictures: HeldOut,
   training: HeldOut,
-  judge: Judge,
+  judge: Judge | None,
   wanted: Request,
 ) -> Found:
   """Scores the held-out pictures of one source.
@@ -95,31 +126,37 @@ def score(
     model: the model.
     pictures: the held-out pictures, at least two.
     training: the pictures that the model was trained on.
-    judge: a network that was trained without the model.
+    judge: a network that was trained without the model. None if pictures have
+      no attribute that it could learn; then no drawn picture is judged.
     wanted: what is scored.
   """
   mean = Mean(pictures.name, wanted.command)
   codes = model.encode(pictures.pixels)
-  first = pictures.part(0, wanted.num_drawn)
-  drawing = drawing_scores.with_guidance(model, pictures, judge, wanted)
-  drawn = model.draw(first.captions, drawing)
+  first, others = drawing_scores.to_draw(model, pictures, wanted)
+  drawing = drawing_scores.with_guidance(model, others, judge, wanted)
+  drawn = model.draw(first.captions, drawing) if first.captions else []
+  made = [one.pixels for one in drawn]
   seen = model.see(pictures.pixels)
   written = model.write(seen)
-  pixels = np.stack([one.pixels for one in drawn])
   near, number = picture_sets.nearest(pictures.pixels, training.pixels)
   borrowed = [training.captions[i] for i in number]
-  scores = [
-    mean.single('guidance', drawing.guidance, len(first.captions), '', True),
-    *drawing_scores.judged(
-      mean, pictures, model.tokenizer.decode(codes), first, pixels, judge
-    ),
-    drawing_scores.copied(mean, pixels, training, near),
+  scores = []
+  if made:
+    scores += [
+      mean.single('guidance', drawing.guidance, len(made), '', True),
+      drawing_scores.copied(mean, np.stack(made), training, near),
+    ]
+  if made and judge:
+    back = model.tokenizer.decode(codes)
+    scores += drawing_scores.judged(
+      mean, pictures, back, first, np.stack(made), judge
+    )
+  scores += [
     *_described(mean, pictures, written, wanted.agreement),
-    *_overlap(mean, pictures.captions, written, borrowed),
+    *_overlap(mean, _references(pictures), written, borrowed),
     *_alignment(mean, model, pictures, seen, codes),
     *_recognised(mean, model, pictures, seen),
   ]
-  made = [one.pixels for one in drawn]
   shown = zip(pictures.pixels, pictures.captions, written, strict=True)
   return Found(
     scores,
@@ -128,22 +165,42 @@ def score(
   )
 
 
+def _references(pictures: HeldOut) -> list[list[str]]:
+  """The right sentences about each picture.
+
+  If a picture has tags, each tag in place of the name gives one more sentence.
+  """
+  return [
+    [text, *(text.replace(one['name'], tag) for tag in one.get('tags', ()))]
+    for text, one in zip(pictures.captions, pictures.facts, strict=True)
+  ]
+
+
 def _overlap(
-  mean: Mean, wanted: list[str], written: list[str], borrowed: list[str]
+  mean: Mean,
+  references: list[list[str]],
+  written: list[str],
+  borrowed: list[str],
 ) -> list[Score]:
   """BLEU and CIDEr-D of the model's captions, and of borrowed captions.
 
   A borrowed caption is the caption of the nearest training picture.
   """
-  scores, references = [], [[text] for text in wanted]
+  scores = []
   sources = (
     ('captions', written),
     ('captions of the nearest training picture', borrowed),
   )
   for what, texts in sources:
-    bleu = caption_scores.bleu(texts, references)
+    counts = caption_scores.bleu_counts(texts, references)
     scores.append(
-      mean.single(f'{what}, BLEU of characters', bleu, len(texts), '', True)
+      mean.of_rows(
+        f'{what}, BLEU of characters',
+        lambda rows, counts=counts: caption_scores.bleu(counts[rows]),
+        (len(texts),),
+        '',
+        True,
+      )
     )
     cider = caption_scores.cider_d(texts, references)
     scores.append(mean(f'{what}, CIDEr-D', cider, ''))
@@ -179,7 +236,19 @@ def _alignment(
   codes: np.ndarray,
 ) -> list[Score]:
   """Scores of how well the model connects sentences with pictures."""
+  with_it, without = (
+    picture_losses.code_nats(model, codes, pictures.captions, is_hidden)
+    for is_hidden in (False, True)
+  )
+  unit = 'nats per code'
+  scores = [
+    mean('loss of codes with their sentence', with_it, unit, higher=False),
+    mean('loss of codes without a sentence', without, unit, higher=False),
+    mean('what the sentence saves', without - with_it, unit),
+  ]
   count = len(codes) // RIVALS * RIVALS
+  if not count:
+    return scores
   losses = np.zeros((count, RIVALS))
   for first in range(0, count, RIVALS):
     part = slice(first, first + RIVALS)
@@ -193,20 +262,13 @@ def _alignment(
   is_other = (texts != np.roll(texts, -1, axis=1)).ravel()
   # If a rival has the same sentence, choosing the rival is not a mistake.
   best = losses.min(axis=1) >= true - 1e-6
-  with_it, without = (
-    picture_losses.code_nats(model, codes, pictures.captions, is_hidden)
-    for is_hidden in (False, True)
-  )
-  unit = 'nats per code'
   return [
     mean(
       'caption loss of the true sentence below that of another',
       np.where(is_other, true < other, np.nan),
     ),
     mean(f'sentence found among {RIVALS}', best),
-    mean('loss of codes with their sentence', with_it, unit, higher=False),
-    mean('loss of codes without a sentence', without, unit, higher=False),
-    mean('what the sentence saves', without - with_it, unit),
+    *scores,
   ]
 
 
@@ -232,11 +294,22 @@ def _recognised(
     scores.append(mean(f'recognised, alpha {alpha:g}', right))
   gains = captions.information_gain(given, without, ALPHAS[1])
   answers = gains.argmax(axis=1)
-  count = len(truth)
-  f1 = labels_lib.macro_f1(answers, truth)
-  scores.append(mean.single('macro-F1', f1, count, 'share', True))
-  error = labels_lib.calibration_error(gains, truth)
-  scores.append(mean.single('calibration error', error, count, 'share', False))
+  scores += [
+    mean.of_rows(
+      'macro-F1',
+      lambda rows: labels_lib.macro_f1(answers[rows], truth[rows]),
+      (len(truth),),
+      'share',
+      True,
+    ),
+    mean.of_rows(
+      'calibration error',
+      lambda rows: labels_lib.calibration_error(gains[rows], truth[rows]),
+      (len(truth),),
+      'share',
+      False,
+    ),
+  ]
   for number, template in enumerate(templates):
     one = captions.information_gain(
       given[..., number : number + 1], without[..., number : number + 1], 0.5

@@ -4,15 +4,15 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 
 from moe import axes, bounds
 from moe.checkpoint import listing, save
-from moe.data.store import VOCABULARY, file_sha256
-from moe.modalities.ids import IdSpace, text_room
+from moe.data.store import VOCABULARY, Store, file_sha256
+from moe.modalities.ids import IdSpace, of_manifest, shared, text_room
 from moe.modalities.text import MIN_SIZE, Vocabulary
 from moe.parallel.shardings import path_name
 from moe.runs.run import Run, router_of
@@ -204,6 +204,24 @@ def check_tokenizer(space: IdSpace, path: str) -> None:
       f' (SHA-256 {show(wanted)}), got {show(found)}: name the file beside the'
       ' codes.'
     )
+
+
+def check_evaluation(
+  space: IdSpace, task: str, stores: Iterable[Store]
+) -> None:
+  """Raises ValueError unless held-out codes are of the training's tokenizers.
+
+  Args:
+    space: id space of the training data.
+    task: name of the evaluation task.
+    stores: its token stores.
+  """
+  try:
+    shared([space, *(of_manifest(store.manifest) for store in stores)])
+  except ValueError as error:
+    raise ValueError(
+      f'{task} of EVAL_TASKS must have the ids of TASK. {error}'
+    ) from error
 
 
 def check_saved(

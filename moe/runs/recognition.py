@@ -1,5 +1,6 @@
 """Recognition of pictures: finds the label that fits best."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from moe.runs.picture_model import PictureModel
 
 # Sentences in which {} stands for a label. Their probabilities are averaged.
 TEMPLATES = ('{}', '這是{}', '圖中是{}', '一件{}的圖片')
+ALPHA = 0.5
 
 
 def labels_of(text: str) -> list[str]:
@@ -27,6 +29,73 @@ def labels_of(text: str) -> list[str]:
   return labels
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Labels of which the one that fits a picture best is asked for.
+
+  Attributes:
+    labels: at least two different texts.
+    templates: sentences with {} for a label; () for all of `TEMPLATES` that the
+      model knows the characters of.
+    alpha: see `captions.information_gain`.
+  """
+
+  labels: Sequence[str]
+  templates: Sequence[str]
+  alpha: float
+
+  def __post_init__(self):
+    captions.check_alpha(self.alpha)
+    wrong = [text for text in self.templates if text.count('{}') != 1]
+    if wrong:
+      raise ValueError(
+        f'A template must have one {{}} for the label, got {wrong[0]!r}.'
+      )
+
+
+def asked(
+  labels: str | None,
+  templates: Sequence[str] | None = None,
+  alpha: float | None = None,
+) -> Asked | None:
+  """What the flags of a user ask for; None if there are no labels.
+
+  Args:
+    labels: the labels with commas between them.
+    templates: sentences with {} for a label; None for `TEMPLATES`.
+    alpha: see `captions.information_gain`; None for 0.5.
+
+  Raises:
+    ValueError: if a value is out of range, or if labels are missing.
+  """
+  if labels:
+    alpha = ALPHA if alpha is None else alpha
+    return Asked(labels_of(labels), templates or (), alpha)
+  if templates or alpha is not None:
+    raise ValueError(
+      '--template and --alpha need --labels, got none: add labels such as'
+      ' --labels=T恤,褲子, or leave the two flags out.'
+    )
+  return None
+
+
+def answers(
+  model: PictureModel, seen: Seen, asked: Asked
+) -> list[list[tuple[str, float]]]:
+  """For each picture, a list of (label, gain); the largest gain is first.
+
+  Raises:
+    ValueError: if a sentence has characters that the model does not know.
+  """
+  for text in (*asked.labels, *asked.templates):
+    model.check_known(text.replace('{}', ''), 'A label or template')
+  templates = asked.templates or [
+    text for text in TEMPLATES if not model.unknown(text.replace('{}', ''))
+  ]
+  found = gains(model, seen, asked.labels, templates, asked.alpha)
+  return ranked(found, asked.labels)
+
+
 def gains(
   model: PictureModel,
   seen: Seen,
@@ -42,16 +111,7 @@ def gains(
     labels: at least one.
     templates: sentences with {} for a label.
     alpha: see `captions.information_gain`.
-
-  Raises:
-    ValueError: if a template has no place for a label, or alpha is out of
-      range.
   """
-  wrong = [text for text in templates if text.count('{}') != 1]
-  if wrong:
-    raise ValueError(
-      f'A template must have one {{}} for the label, got {wrong[0]!r}.'
-    )
   with_picture, without = label_nats(model, seen, labels, templates)
   return captions.information_gain(with_picture, without, alpha)
 

@@ -52,6 +52,8 @@ class Data:
     shares: share of the tokens of each modality, in the order of
       `moe.types.MODALITIES`; () for text alone. Only plans use it: the corpus
       of a run decides the real shares.
+    max_bad_fraction: share of the training records of a store that may be
+      unreadable. Their rows stay empty, and quarantine.jsonl lists them.
   """
 
   train: str
@@ -65,6 +67,7 @@ class Data:
   transforms: Sequence[tuple[str, Transform]] = ()
   image_tokenizer: str = ''
   shares: Sequence[float] = ()
+  max_bad_fraction: float = 1e-4
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -82,6 +85,9 @@ class Data:
       raise ValueError(
         f'shares must add up to 1, got {tuple(self.shares)}: change one.'
       )
+    meaning = 'share of the training records that may be unreadable'
+    value = self.max_bad_fraction
+    bounds.within('max_bad_fraction', value, meaning, least=0, most=1)
     self.ids(UNK + 1)  # This raises an error if a range is unknown.
 
   def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:

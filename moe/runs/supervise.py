@@ -27,12 +27,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from moe import stop_signals
-from moe.parallel import roll_call
+from moe.data import cache_dir
+from moe.parallel import farewell
 from moe.train import record_log
 
 _logger = logging.getLogger(__name__)
 
-EXIT_MISTAKE = 2
+EXIT_MISTAKE = farewell.EXIT_MISTAKE
 # Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'
@@ -102,12 +103,12 @@ class Policy:
     # this number.
     self._stuck = 0
 
-  def after(self, code: int, step: int | None, now: float) -> Decision:
+  def after(self, code: int, step: int, now: float) -> Decision:
     """Decides what follows after an attempt.
 
     Args:
       code: return code of `subprocess`; negative after a signal.
-      step: the last step in the log of the run; None if it is unknown.
+      step: the last step in the log of the run.
       now: seconds on a monotonic clock.
     """
     if code == 0:
@@ -122,22 +123,21 @@ class Policy:
     number = signal_of(code)
     if number is not None and number not in _OWN_SIGNALS:
       return Decision('killed', wait, code, f'{_name(number)} from outside')
-    if code == roll_call.EXIT_LOST:
+    if code == farewell.EXIT_LOST:
       return Decision('lost', wait, code, 'another process was lost')
     reason = f'code {code}' if number is None else _name(number)
-    if step is not None:
-      self._crashes_at[step] += 1
-      times = self._crashes_at[step]
-      reason += f', {times} times' if times > 1 else ''
-      reason += f' after step {step:,}'
-      if times >= self._limits.crashes_at_step:
-        reason += ': read its log before you start it again'
-        return Decision('crash', None, EXIT_GIVEN_UP, reason)
+    self._crashes_at[step] += 1
+    times = self._crashes_at[step]
+    reason += f', {times} times' if times > 1 else ''
+    reason += f' after step {step:,}'
+    if times >= self._limits.crashes_at_step:
+      reason += ': read its log before you start it again'
+      return Decision('crash', None, EXIT_GIVEN_UP, reason)
     return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
 
-  def _back_off(self, step: int | None) -> float:
+  def _back_off(self, step: int) -> float:
     """Seconds to wait; the time doubles until an attempt gets further."""
-    if step is not None and step > self._furthest:
+    if step > self._furthest:
       self._furthest, self._stuck = step, 0
     # The bound of the exponent avoids an overflow after very many attempts.
     doubled = self._limits.first_wait * 2.0 ** min(self._stuck, 30)
@@ -210,10 +210,10 @@ def places(
   return workdir, log or os.path.join(workdir, LOG)
 
 
-def last_step(workdir: str) -> int | None:
-  """The last step in a run's log; 0 without a log, None on an object store."""
+def last_step(workdir: str) -> int:
+  """The last step in a run's log; 0 without a log."""
   if '://' in workdir:
-    return None
+    workdir = cache_dir.mirror(workdir)
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))
   return records[-1]['step'] if records else 0
 

@@ -152,6 +152,7 @@ def writer(
     trained.vocabulary.eos,
     kv_cache.shardings(layers, functional.layout, mesh),
     trained.ids.modality,
+    'text' if functional.ids else None,
   )
   extras = {
     extra.name: np.zeros((0, *extra.shape), extra.dtype)

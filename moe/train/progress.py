@@ -88,7 +88,7 @@ class Progress:
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
-    self._load = None  # The loads of the last step.
+    self._loads = {}  # Loads of the last step: of all, and by modality.
     self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
     # Seconds and units, summed over all steps of the run.
@@ -156,7 +156,11 @@ class Progress:
     record['time'] = timing
     self._log.append(record)
     self._board.step(record)
-    self._load = (layers or {}).get('load')
+    self._loads = {
+      name: values
+      for name, values in (layers or {}).items()
+      if name.startswith('load')
+    }
     if time.monotonic() - self._drawn_at > _IMAGE_SECONDS:
       self._draw(step)
     self._display.show(status(record, self.total_steps, self._objective))
@@ -257,10 +261,10 @@ class Progress:
     self._board = self._display = None
 
   def _draw(self, step: int) -> None:
-    """Adds the heat map of the last step's loads to TensorBoard."""
+    """Adds heat maps of the last step's loads to TensorBoard."""
     self._drawn_at = time.monotonic()
-    if self._load is not None:
-      self._board.load_image(step, np.asarray(self._load, np.float32))
+    for name, load_LE in self._loads.items():
+      self._board.load_image(step, name, np.asarray(load_LE, np.float32))
 
   def _path(self, name: str) -> str:
     return os.path.join(self.workdir, name)
@@ -315,7 +319,7 @@ class _Board:
     if record['step'] % _LAYER_PERIOD:
       return
     for name, values in record.get('layers', {}).items():
-      if name != 'load':
+      if not name.startswith('load'):
         numbers = {f'layer_{i}': value for i, value in enumerate(values)}
         self._scalars(f'router_{name}', record['step'], numbers)
 
@@ -324,10 +328,10 @@ class _Board:
     for task, scores in results.items():
       self._scalars(f'eval/{task}', step, scores)
 
-  def load_image(self, step: int, load_LE: np.ndarray) -> None:
+  def load_image(self, step: int, name: str, load_LE: np.ndarray) -> None:
     """Draws the load of every expert of every layer as a heat map."""
     pixels = _heat_map(load_LE * load_LE.shape[1])
-    self._open().add_image('expert_load', pixels, step, dataformats='HWC')
+    self._open().add_image(f'expert_{name}', pixels, step, dataformats='HWC')
 
   def close(self) -> None:
     """Flushes and closes the files."""

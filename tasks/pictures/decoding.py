@@ -69,15 +69,27 @@ def read(path: str | os.PathLike, size: int) -> np.ndarray:
   Raises:
     ValueError: if the file cannot be read, or if `decode` refuses it.
   """
+  return fit(decode(read_bytes(path, str(path)), str(path)), size)
+
+
+def read_bytes(path: str | os.PathLike, name: str) -> bytes:
+  """The bytes of a picture file, as `decode` takes them.
+
+  Args:
+    path: of the file.
+    name: name of the file for error messages.
+
+  Raises:
+    ValueError: if the file cannot be read.
+  """
   try:
     with open(path, 'rb') as file:
       # One byte more than allowed shows that a file is too large.
-      data = file.read(_MAX_BYTES + 1)
+      return file.read(_MAX_BYTES + 1)
   except OSError as error:
     raise ValueError(
-      f'The picture {path} must be readable, got {error.strerror}.'
+      f'The picture {name} must be readable, got {error.strerror}.'
     ) from error
-  return fit(decode(data, str(path)), size)
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -105,6 +117,8 @@ def _pixels(image) -> np.ndarray:
   if image.mode in _DEEP:
     # Pillow would clip values above 255, so they are scaled here.
     deep = np.asarray(image).astype(np.float64)
+    if not np.isfinite(deep).all():
+      raise ValueError('a pixel is NaN or infinite')
     scale = 65535 if image.mode != 'F' else max(float(deep.max()), 1.0)
     if image.mode == 'I' and deep.max() <= 255:
       scale = 255

@@ -216,25 +216,6 @@ def agreement(text: str, scene: Scene) -> dict[str, bool]:
   return {**right, 'all': all(right.values())}
 
 
-def agreement_with_facts(
-  text: str, facts: Mapping[str, str | int]
-) -> dict[str, bool]:
-  """Tells which attributes of a picture a sentence gets right.
-
-  Args:
-    text: a sentence.
-    facts: facts that are stored with the picture. They describe a scene, or
-      have a `name`, which the sentence must then contain.
-
-  Returns:
-    The result of `agreement` for a scene, and only 'all' for a name.
-  """
-  if 'kind' in facts:
-    return agreement(text, of_facts(facts))
-  is_right = str(facts.get('name', '')) in text and bool(text)
-  return {'all': is_right}
-
-
 def _pattern(template: str) -> re.Pattern[str]:
   forms = '|'.join(FORMS)
   parts = {f'thing{n}': _THING.format(n=n, forms=forms) for n in range(2)}

@@ -15,17 +15,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moe.data.pictures import JUDGE
 from tasks import splits, text_files
-from tasks.pictures import decoding, drawing
+from tasks.pictures import decoding, drawing, sentences
 
 _logger = logging.getLogger(__name__)
 
 CAPTIONS = 'captions.jsonl'
-EMOJI_STYLES = {'noto': '諾托', 'emojitwo': '雙彩', 'blobmoji': '水滴'}
 _FILE_OF = {'train': 'train', 'validation': 'valid'}
-_FASHION = ('一件{}的圖片', '圖中是{}', '{}', '這是{}')
-# The training split draws each character this many times, each with new jitter.
-_HANZI_REPEATS = 8
+# Each split draws each character this many times, each time with new jitter.
+_HANZI_REPEATS = {'train': 8, 'validation': 1, JUDGE: 30}
+# This character is drawn too, although it is rare, since textbooks show all
+# basic strokes in it.
+_FIRST_HANZI = '永'
 # Strokes lie in a square with sides of _EM. Its top is at y = _TOP.
 _EM, _TOP = 1024, 900
 
@@ -48,9 +50,10 @@ class FashionMnist:
     labels = arrays['labels']
     for number, picture in enumerate(arrays['images']):
       label = int(labels[number])
+      sentence = sentences.CLOTHES[number % len(sentences.CLOTHES)]
       yield {
         'picture': decoding.fit(picture, self.size),
-        'caption': _FASHION[number % len(_FASHION)].format(names[label]),
+        'caption': sentence.format(names[label]),
         'facts': {'label': label, 'name': names[label]},
       }
 
@@ -65,11 +68,11 @@ class Emoji:
   """Emoji in the styles of three designers, with names from Unicode CLDR.
 
   Attributes:
-    styles: the styles to read, keys of `EMOJI_STYLES`.
+    styles: the styles to read, keys of `sentences.EMOJI_STYLES`.
     size: pixels of height and width.
   """
 
-  styles: Sequence[str] = tuple(EMOJI_STYLES)
+  styles: Sequence[str] = tuple(sentences.EMOJI_STYLES)
   size: int = 64
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
@@ -82,7 +85,7 @@ class Emoji:
       for picture, entry in zip(pictures, entries, strict=True):
         yield {
           'picture': decoding.fit(picture, self.size),
-          'caption': f'{EMOJI_STYLES[style]}風格：{entry["zh_hant"]}',
+          'caption': sentences.of_emoji(style, entry['zh_hant']),
           'facts': {
             'style': style,
             'name': entry['zh_hant'],
@@ -100,28 +103,32 @@ class Emoji:
 class Hanzi:
   """Characters drawn from their strokes, each time a little differently.
 
-  Place, size, slant and width of the strokes vary at random. Both splits have
-  all characters, but with different random values.
+  Place, size, slant and width of the strokes vary at random. All splits have
+  all characters, but with different random values. The split `JUDGE` is for the
+  network that reads drawn characters.
 
   Attributes:
-    num_characters: number of characters; the most frequent ones are drawn.
+    num_characters: number of characters: 永 and the most frequent ones.
     size: pixels of height and width.
   """
 
   num_characters: int = 200
   size: int = 32
-  splits: ClassVar[tuple[str, ...]] = splits.NAMES
+  splits: ClassVar[tuple[str, ...]] = (*splits.NAMES, JUDGE)
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
     """Pictures of a split; each round has every character once."""
-    part = list(_FILE_OF).index(split) if _file_part(split) else 0
-    glyphs = sorted(_lines(_STROKES), key=lambda glyph: -glyph['freq'])
-    for repeat in range(_HANZI_REPEATS if split == 'train' else 1):
+    part = self.splits.index(split)
+    glyphs = sorted(
+      _lines(_STROKES),
+      key=lambda glyph: (glyph['char'] != _FIRST_HANZI, -glyph['freq']),
+    )
+    for repeat in range(_HANZI_REPEATS[split]):
       for number, glyph in enumerate(glyphs[: self.num_characters]):
         rng = np.random.default_rng([part, repeat, number])
         yield {
           'picture': draw_strokes(glyph['medians'], self.size, rng),
-          'caption': f'寫一個「{glyph["char"]}」字',
+          'caption': sentences.HANZI.format(glyph['char']),
           'facts': {'name': glyph['char']},
         }
 
@@ -226,12 +233,7 @@ def _bytes(root: pathlib.Path, name: str) -> bytes:
       f'The picture {name} must lie in the folder {root}, got a file outside:'
       ' move it there.'
     )
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise ValueError(
-      f'The picture {name} must be readable, got {error.strerror}.'
-    ) from error
+  return decoding.read_bytes(path, name)
 
 
 def _file_part(split: str) -> str:

@@ -8,7 +8,6 @@ import os
 import socket
 
 from etils import epath
-from etils.epath import gpath
 from gcp_storage_emulator.server import create_server
 
 
@@ -22,13 +21,10 @@ def start_server():
   os.environ['TENSORSTORE_GCS_HTTP_URL'] = url  # Arrays.
   os.environ['STORAGE_EMULATOR_HOST'] = url  # All other files.
   os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'none'
-  # TensorFlow's client cannot use our address. Training has no TensorFlow, so
-  # we hide it here, too.
-  gpath._is_tf_installed = lambda: False
 
 
 def main():
-  """Saves a run, fails to save it, resumes it and damages it."""
+  """Saves steps of a run, fails to save one, resumes, and damages a step."""
   from moe import failpoints
   from moe.checkpoint import listing, restore, save
   from tests.checkpoint.states import META, abstract, make_state
@@ -68,5 +64,6 @@ def main():
 
 
 if __name__ == '__main__':
+  os.environ['EPATH_USE_TF'] = 'false'  # As in `launch.runtime.run`.
   start_server()
   main()

@@ -36,6 +36,6 @@ def test_every_byte_of_the_manifest_counts(copy):
   path = copy / '2' / integrity.NAME
   content = path.read_bytes()
   for place in range(0, len(content), 7):
-    flipped = bytes([content[place] ^ 32])  # This changes the case of a letter.
+    flipped = bytes([content[place] ^ 32])  # A letter changes only its case.
     path.write_bytes(content[:place] + flipped + content[place + 1 :])
     assert integrity.check(copy / '2'), f'byte {place} went unseen'

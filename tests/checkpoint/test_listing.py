@@ -1,7 +1,9 @@
 """`listing` says which steps exist, which are kept, and which is the best."""
 
 import json
+import threading
 
+import numpy as np
 import pytest
 
 from moe.checkpoint import integrity, listing, save
@@ -55,8 +57,24 @@ def test_only_steps_that_were_scored_on_the_same_data_are_ranked(tmp_path):
     saver.save(step, make_state(step), meta, {'bits_per_char': score})
   saver.save(5, make_state(5), {**META, 'ranked_on': 'newest'})
   saver.close()
-  # Step 5 has no score, so its evaluation data need not match.
+  # Step 5 has no score. The newest step with a score is 4, so its data count.
   assert listing.ranking(tmp_path) == [1, 3, 4]
   listing.add_metrics(tmp_path / '5', {'bits_per_char': 9.0}, 'newest')
   assert listing.ranking(tmp_path) == [1, 5]
   assert listing.read_meta(tmp_path / '5')['metrics'] == {'bits_per_char': 9.0}
+
+
+def test_a_host_that_does_not_see_a_new_step_yet_waits_for_it(
+  copy, monkeypatch
+):
+  # Process 0 sees the steps 1 and 2. This process sees step 2 after a second.
+  (copy / '2').rename(copy / 'hidden')
+  answers = iter([np.array(2), np.array([1, 2])])
+  monkeypatch.setattr(listing.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(
+    listing.multihost_utils, 'broadcast_one_to_all', lambda _: next(answers)
+  )
+  timer = threading.Timer(1.0, lambda: (copy / 'hidden').rename(copy / '2'))
+  timer.start()
+  assert listing.shared_steps(copy) == [1, 2]
+  assert (copy / '2').is_dir()

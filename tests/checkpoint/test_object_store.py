@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.nightly
 def test_checkpoints_live_in_a_bucket():
-  pytest.importorskip('gcp_storage_emulator')
+  pytest.importorskip(
+    'gcp_storage_emulator', reason='the extra `interop` is not installed'
+  )
   done = subprocess.run(
     [sys.executable, '-m', 'tests.checkpoint.gcs_run'],
     cwd=ROOT,

@@ -130,7 +130,7 @@ def mutated(content: bytes, source: random.Random) -> bytes:
 
 
 def check_mutated(path, num, seed):
-  """Checks that a mutated file raises ValueError or has its arrays inside."""
+  """Checks that a mutated file is refused or has its arrays inside."""
   sound = path.read_bytes()
   source = random.Random(seed)
   refused = 0

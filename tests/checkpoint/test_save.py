@@ -44,6 +44,19 @@ def test_a_damaged_newest_step_is_passed_over_with_a_warning(copy, caplog):
   assert (copy / '2.corrupt').is_dir()
 
 
+def test_two_damaged_newest_steps_are_passed_over(copy):
+  saver = save.Checkpointer(copy, keep_last=9)
+  saver.save(3, make_state(3), META)
+  saver.close()
+  (copy / '2' / 'meta' / 'metadata').unlink()
+  victim = copy / '3' / 'state' / '_METADATA'
+  victim.write_bytes(victim.read_bytes()[:-1])
+  saver = save.Checkpointer(copy, keep_last=9)
+  assert_same(saver.restore(None, abstract(make_state()))[0], make_state(1))
+  assert listing.steps(copy) == [1]
+  assert {p.name for p in copy.iterdir()} == {'1', '2.corrupt', '3.corrupt'}
+
+
 def test_a_damaged_step_can_be_saved_again(copy):
   (copy / '2' / integrity.NAME).unlink()
   saver = save.Checkpointer(copy)

@@ -69,7 +69,8 @@ class Changed:
   def __call__(self, record, key, ids):
     tokens = record['tokens'].astype(np.int32)
     if self._place is not None:
-      # Every range begins with an even id, so the new id is in the same range.
+      # Every range begins at a multiple of 128, so the new id has the same
+      # modality.
       tokens[self._place] ^= 1
     return MASK({**record, 'tokens': tokens}, key, ids)
 

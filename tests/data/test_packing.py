@@ -28,7 +28,7 @@ def rows_of(plan):
 def test_a_plan_is_worked_by_hand():
   # A row has 8 places. Document 5 fills two rows, and its last 4 tokens remain.
   # Then the longest segments are placed first. Document 3 (8 tokens) fills a
-  # row, document 1 (5) begins one, and the 4 tokens of document 5 share one
+  # row, document 1 (5) begins a row, and the 4 tokens of document 5 share a row
   # with the 4 of document 7. Document 0 (3) is put beside document 1, document
   # 2 (2) into a new row, and document 4 (1) beside document 2.
   plan = packing.pack(np.array([3, 5, 2, 8, 1, 20, 0, 4]), 8)

@@ -7,6 +7,7 @@ import pytest
 
 from moe.evaluate import comparison
 from moe.evaluate.comparison import compare
+from moe.evaluate.score import Score
 
 LN2 = math.log(2)
 
@@ -105,3 +106,30 @@ def test_the_bits_of_documents_are_all_nats_over_all_characters():
 def test_one_document_has_no_interval():
   found = comparison.of_documents('bits', np.ones(1), np.ones(1), '')
   assert found.low is None and found.high is None
+
+
+def test_a_value_of_sets_has_an_interval_of_its_standard_error():
+  # The standard error of the mean of 100 values with deviation 1 is 0.1.
+  values = np.tile([-1.0, 1.0], 50)
+  found = comparison.of_sets(
+    'a', lambda rows: values[rows].mean() + 3, (100,), '', ''
+  )
+  assert found.value == pytest.approx(3) and found.n == 100
+  assert found.high - found.value == pytest.approx(0.196, rel=0.3)
+  assert found.value - found.low == pytest.approx(found.high - found.value)
+
+
+def test_the_mean_of_three_runs_has_the_interval_of_student():
+  def runs(*values):
+    return [
+      [Score('a', value, unit='share'), Score(f'only {value}', 1.0)]
+      for value in values
+    ]
+
+  (found,) = comparison.of_runs(runs(1.0, 2.0, 3.0))
+  # The standard error is 1 / sqrt(3), and the factor of two degrees of freedom
+  # is 4.303.
+  assert (found.name, found.value, found.n, found.unit) == ('a', 2, 3, 'share')
+  assert found.high - 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+  with pytest.raises(ValueError, match='Two runs at least'):
+    comparison.of_runs(runs(1.0))

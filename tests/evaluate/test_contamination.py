@@ -12,10 +12,10 @@ ENGLISH = 'one two three four five six seven eight nine'
 @pytest.mark.parametrize(
   'item, train, shared',
   [
-    # 13 Chinese characters in a row count; punctuation between them does not.
+    # 13 Chinese characters are a run; punctuation between them does not count.
     (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來風！', True),
     (CHINESE, '春眠不覺曉，處處聞啼鳥。\n夜來', False),
-    # 8 words in a row count, in upper or lower case.
+    # 8 words are a run, in upper or lower case.
     (ENGLISH, 'One, two three four five six SEVEN eight; ten', True),
     (ENGLISH, 'one two three four five six seven nine eight', False),
     # A Latin text is compared by words, so 13 shared letters are not enough.

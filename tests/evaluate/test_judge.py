@@ -1,4 +1,4 @@
-"""The judge of pictures learns attributes, and its answers are compared."""
+"""The judge learns attributes of pictures and is compared with the truth."""
 
 import numpy as np
 
@@ -19,6 +19,18 @@ def test_attributes_have_several_values_and_are_named_once():
     'label': [0, 1],
     'place': ['left', 'right'],
   }
+
+
+def test_the_name_of_a_file_is_no_attribute():
+  facts = [{'file': name} for name in ('a.png', 'a.png', 'b.png')]
+  assert judge.attributes_of(facts) == {}
+
+
+def test_few_pictures_are_one_batch():
+  pictures = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (0, 255)])
+  facts = [{'name': 'dark'}, {'name': 'light'}]
+  made = judge.train(pictures, facts, epochs=30)
+  assert judge.right(made, judge.judge(made, pictures)[0], facts)['all'].all()
 
 
 def test_an_attribute_that_a_picture_lacks_does_not_count():

@@ -58,14 +58,29 @@ def test_the_kernel_distance_has_no_bias_for_small_sets():
 
 
 def test_the_floor_takes_disjoint_sets_of_the_given_size():
-  # If both sets held the same points, the distance would be 0.
   real = np.arange(8.0)[:, None]
-  found = picture_sets.floor(real, 4)
-  assert found.frechet > 0
-  # If all pictures are the same, both distances are 0.
-  assert picture_sets.floor(np.ones((8, 2)), 4) == (0, 0)
+  one, other = picture_sets.two_sets(real, 4)
+  assert sorted([*one[:, 0], *other[:, 0]]) == list(range(8))
   with pytest.raises(ValueError, match='two sets of 5 real pictures'):
-    picture_sets.floor(real, 5)
+    picture_sets.two_sets(real, 5)
+
+
+def test_the_size_of_a_feature_does_not_change_the_distances():
+  rng = np.random.default_rng(0)
+  real, drawn = rng.normal(size=(40, 3)), rng.normal(1, 1, size=(20, 3))
+  values = [
+    [s.value for s in picture_sets.scores(scale * drawn, scale * real, '', '')]
+    for scale in (np.ones(3), np.array([30.0, 1.0, 0.1]))
+  ]
+  np.testing.assert_allclose(*values)
+
+
+def test_distances_have_intervals_around_their_value():
+  rng = np.random.default_rng(0)
+  real, drawn = rng.normal(size=(40, 3)), rng.normal(1, 1, size=(20, 3))
+  for score in picture_sets.scores(drawn, real, '', ''):
+    assert score.low < score.value < score.high
+  assert picture_sets.scores(drawn[:1], real, '', '') == []
 
 
 def test_the_nearest_picture_is_found_across_chunks(monkeypatch):

@@ -66,7 +66,7 @@ def test_couplets_are_opposed_in_even_places_and_at_the_end():
 
 
 def test_even_lines_rhyme_by_class():
-  # The finals ing and eng are in one rhyme class, ang is in another.
+  # The finals ing and eng are in one rhyme class, uang is in another.
   assert verse.is_rhymed(['仄', '星', '仄', '風'], readings)
   assert not verse.is_rhymed(['仄', '星', '仄', '光'], readings)
   assert not verse.is_rhymed(['仄', '星'], readings)

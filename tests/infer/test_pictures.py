@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from moe.evaluate import captions, likelihood
-from moe.infer import decode, pictures, sampling
+from moe.infer import decode, kv_cache, pictures, sampling
 from moe.infer.pictures import Seen
+from moe.infer.prompts import Prompts
 from moe.layers.attention import Attention
 from moe.layers.feed_forward import FeedForward
 from moe.layers.moe_layer import MoE
@@ -102,6 +103,58 @@ def full_logits(model, prompt, codes):
   return np.asarray(logits[len(prompt) : -1])
 
 
+def test_cached_logits_of_codes_are_those_of_the_full_pass(model):
+  functional, params, state = model
+  prompt, codes = PROMPTS[0], np.array([8, 0, 3, 1, 7, 2])
+  size = 1 + len(prompt) + NUM_CODES
+  extras = CANVAS.extras_of(np.array([1 + len(prompt)]), size)
+  length = np.array([1 + len(prompt)], np.int32)
+  tokens = np.array([[0, *prompt]], np.int32)
+  beginning = Prompts(tokens, length, 0 * length, 0 * length, extras=extras)
+  layers = functional.cache_shapes(1, size)
+  rest = SPACE.modality, 'image'
+  logits, cache = decode.prefill(
+    functional, params, state, beginning, kv_cache.empty_cache(layers), *rest
+  )
+  found = [logits[0]]
+  for step, code in enumerate(codes[:-1]):
+    batch = decode.token_batch(
+      jnp.array([code + CANVAS.begin], jnp.int32),
+      length + step,
+      jnp.zeros(1, bool),
+      SPACE.modality,
+      extras,
+    )
+    logits, cache = decode.read_token(
+      functional, params, state, batch, cache, 'image'
+    )
+    found.append(logits[0])
+  wanted = full_logits(model, prompt, codes)
+  np.testing.assert_allclose(np.stack(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_of_both_orders_equals_its_rows_alone(model):
+  functional, params, state = model
+  codes = np.array([8, 0, 3, 1, 7, 2]) + CANVAS.begin
+  tokens = np.array([[0, 5, 6, 7, *codes], [0, *codes, 9, 8, 7]], np.int32)
+  is_read = np.array([[0] * 10, [1] * 7 + [0] * 3], np.int32)
+  extras = CANVAS.extras_of(np.array([4, 1]), 10)
+
+  def hidden(rows):
+    batch = decode.read_batch(
+      tokens[rows],
+      np.full(len(rows), 10, np.int32),
+      np.zeros(len(rows), np.int32),
+      is_read[rows],
+      SPACE.modality,
+      {name: values[rows] for name, values in extras.items()},
+    )
+    return functional.apply(params, state, batch, None, False).hidden
+
+  alone = np.concatenate([hidden([0]), hidden([1])])
+  np.testing.assert_allclose(hidden([0, 1]), alone, rtol=1e-5, atol=1e-5)
+
+
 def masks(prompt):
   return [SPACE.mask] * len(prompt)
 
@@ -114,7 +167,7 @@ def test_cached_drawing_is_the_likeliest_of_the_full_pass(
   for prompt, codes in zip(PROMPTS, made, strict=True):
     with_it = full_logits(model, prompt, codes)
     without = full_logits(model, masks(prompt), codes)
-    # u + s (c - u): s = 0 is the unconditional model, s = 1 the conditional.
+    # Guidance 0 is the model without the prompt, guidance 1 the model with it.
     wanted = without + guidance * (with_it - without)
     np.testing.assert_array_equal(codes, wanted.argmax(axis=1))
 
@@ -144,6 +197,9 @@ def test_a_picture_does_not_depend_on_the_others_of_its_batch(model):
   both = pictures.draw(artist, CANVAS, PROMPTS, 2.0, 7)
   alone = pictures.draw(artist, CANVAS, PROMPTS[:1], 2.0, 7)
   np.testing.assert_array_equal(both[:1], alone)
+  # A list may be drawn in chunks.
+  rest = pictures.draw(artist, CANVAS, PROMPTS[1:], 2.0, 7, first_index=1)
+  np.testing.assert_array_equal(both[1:], rest)
 
 
 @pytest.mark.parametrize('read', ['codes', 'patches', 'nothing'])

@@ -60,8 +60,8 @@ class Compared(NamedTuple):
     card: accuracy of the run on our scorecard.
     requests: number of likelihoods that were compared.
     nats: the largest difference between two log-likelihoods.
-    ties: number of likelihoods for which one of the programs gives another
-      value in a batch than alone.
+    ties: number of likelihoods that differ, and for which one of the programs
+      gives another value in a batch than alone.
     differing: number of items that only one of the two models answers right.
   """
 
@@ -77,7 +77,7 @@ class Compared(NamedTuple):
 
   @property
   def is_equal(self) -> bool:
-    """Whether accuracies are equal, and likelihoods within `MOST_NATS`."""
+    """Whether no answer differs, and no likelihood by more than `MOST_NATS`."""
     right = {
       round(x * self.items, 6) for x in (self.theirs, self.ours, self.card)
     }
@@ -114,7 +114,7 @@ def write_task(folder: pathlib.Path, task: str, rows: Sequence[dict]) -> None:
 def compare(
   checkpoint: str, exported: str, data: pathlib.Path
 ) -> list[Compared]:
-  """Compares a run with its export on every task.
+  """Compares a run with its export on every task whose file is there.
 
   Args:
     checkpoint: checkpoint of the run.
@@ -164,9 +164,10 @@ def gap(
 ) -> tuple[float, bool]:
   """(difference of two likelihoods, whether it is a tie).
 
-  If the likelihoods differ, both are computed again in a batch of one. The
-  result is the least difference between a value of program 0 and a value of
-  program 1. It is a tie if the batch of one changes a likelihood.
+  If the likelihoods differ by more than `MOST_NATS`, both are computed again in
+  a batch of one. The result is then the least difference between a value of
+  program 0 and a value of program 1. The likelihoods are a tie if the batch of
+  one changes either of them by more than `MOST_NATS`.
 
   Args:
     values: likelihoods of two programs.

@@ -1,9 +1,10 @@
-"""Makes the goldens of this folder with transformers: python make_goldens.py.
+"""Makes the goldens of this folder with transformers.
 
-It needs the extra `interop`. A golden describes a tiny model of one
-architecture. It has config.json, the names and shapes of the arrays that
-`save_pretrained` writes, and logits and greedy text for some tokens. It has no
-weights, since `tiny_models.weights` makes them from the names of the arrays.
+`python -m tests.interop.make_goldens` needs the extra `interop`. A golden
+describes a tiny model of one architecture. It has config.json, the names and
+shapes of the arrays that `save_pretrained` writes, and logits and greedy text
+for some tokens. It has no weights, since `tiny_models.weights` makes them from
+the names of the arrays.
 """
 
 import json

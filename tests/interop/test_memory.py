@@ -91,7 +91,8 @@ def test_neither_direction_needs_more_than_two_files_beside_the_model(tmp_path):
 
 # Bytes of a file: the model of 2 GB has four files.
 COMMAND_SHARD = 512 * MIB
-# 17 layers of this size take 1,962 MiB, most of it in three of our arrays.
+# A model with 17 of these layers has 1,962 MiB, most of it in three of our
+# arrays.
 LAYER = {
   'vocab_size': 16_000,
   'hidden_size': 1024,

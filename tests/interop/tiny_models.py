@@ -92,7 +92,8 @@ CONFIGS = {
     **_LATENT,
     'rope_parameters': {**_YARN, 'mscale': 0.7, 'mscale_all_dim': 0.7},
   },
-  # As DeepSeek-V2-Lite: queries without a latent, and experts without groups.
+  # Like DeepSeek-V2-Lite, this model has queries without a latent, and a choice
+  # of experts without groups.
   'deepseek_v2_lite': {
     'model_type': 'deepseek_v2',
     'topk_method': 'greedy',
@@ -141,7 +142,7 @@ def write(directory: pathlib.Path, shapes: dict[str, list[int]]) -> None:
 
 
 def write_fused(directory: pathlib.Path, golden: dict) -> None:
-  """Writes the arrays of `write`, but all experts of a layer in one array."""
+  """Writes the arrays of `write`, but the experts of a layer in two arrays."""
   arrays = []
   for name, shape in golden['fused_shapes'].items():
     make = functools.partial(_fused, name, shape, golden['shapes'])

@@ -12,7 +12,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 @pytest.mark.nightly
 def test_a_run_in_a_bucket_resumes_on_another_machine(tmp_path):
-  pytest.importorskip('gcp_storage_emulator')
+  pytest.importorskip(
+    'gcp_storage_emulator', reason='the extra `interop` is not installed'
+  )
   pytest.importorskip('seqio')
   done = subprocess.run(
     [sys.executable, '-m', 'tests.launch.gcs_train', str(tmp_path)],

@@ -129,3 +129,32 @@ def test_a_tokenizer_that_is_missing_is_named(place, capsys):
   hidden.rename(path)
   assert code == 2
   assert 'image_tokenizer.bin must lie beside' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_another_tokenizer_is_refused(place, capsys):
+  path = place / 'run' / 'image_tokenizer.bin'
+  kept = path.read_bytes()
+  path.write_bytes(kept + b'0')
+  code = draw.main(
+    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
+  )
+  path.write_bytes(kept)
+  assert code == 2
+  assert 'must be the one that step 2 was trained' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_model_is_scored_and_runs_are_joined(place, capsys):
+  for seed in (0, 1):
+    code = images.main(
+      ['score', f'--checkpoint={place}/run', f'--output={place}/s{seed}']
+      + ['--num=4', '--limit=16', '--guidance=1', '--judge_epochs=1']
+      + [f'--seed={seed}', f'--cache_dir={place}/cache']
+    )
+    assert code == 0
+  capsys.readouterr()
+  assert images.main(['join', f'{place}/s0', f'{place}/s1']) == 0
+  printed = capsys.readouterr().out
+  for what in ('drawn pictures judged, all', 'what the sentence saves'):
+    assert f'shapes: {what}' in printed

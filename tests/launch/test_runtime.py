@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from etils.epath import gpath
 
 from launch import runtime
+from moe.parallel import processes
 
 
 def test_the_log_of_the_library_is_printed_once_while_a_verb_runs(
@@ -37,6 +39,21 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
 
   assert runtime.run(verb) == 2
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
+def test_buckets_are_used_without_tensorflow(monkeypatch):
+  monkeypatch.delenv('EPATH_USE_TF', raising=False)
+  runtime.run(lambda: 0)
+  assert not gpath._is_tf_installed.__wrapped__()
+
+
+@pytest.mark.parametrize(('code', 'told'), [(3, 3), (None, 0)])
+def test_other_processes_are_told_of_a_verb_that_exits(monkeypatch, code, told):
+  found = []
+  monkeypatch.setattr(processes, 'leave', lambda code: found.append(code))
+  with pytest.raises(SystemExit):
+    runtime.run(lambda: sys.exit(code))
+  assert found == [told]
 
 
 # This program prints a character as many times as its argument says.

@@ -160,7 +160,7 @@ B, T, D = 2, 6, 16
 
 @pytest.fixture(scope='module')
 def layer():
-  """A compiled function (x, mask) -> y of a layer with fixed parameters."""
+  """Compiled function (x, mask, slots) -> (y, slots) with fixed parameters."""
   x_BTD = np.zeros((B, T, D), 'f4')
   shapes = jax.eval_shape(
     LAYER.init, jax.random.key(0), x_BTD, mask_of([[1] * T] * B)

@@ -276,8 +276,8 @@ def assert_close(one, other):
 def test_eight_devices_equal_every_expert_on_every_token(
   router, dispatcher, exchanger, mesh_name
 ):
-  # In these two, devices share the slots of an expert, which changes drops. So
-  # they are tested without slots here, and with them in test_exchange.py.
+  # With `exchange.Ragged`, devices share the slots of an expert, which changes
+  # drops. So it is used without slots here, with slots in test_exchange.py.
   assert dispatcher == 'dropless' or exchanger not in ('worst case', 'ample')
   eight, eight_gradients = sharded(router, dispatcher, exchanger, mesh_name)
   (one, gradients), kept_GR, plan = expected(router, dispatcher)

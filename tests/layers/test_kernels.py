@@ -113,14 +113,14 @@ def test_splash_over_devices_is_attention(small_tiles, shape):
 
 def test_tiles_without_visible_keys_are_left_out():
   # There are 3 x 3 tiles of 512 queries and 512 keys. The first case is causal.
-  # In the second one, blocks of two tokens may cross the border of two tiles.
+  # In the second case, blocks of two tokens may cross the border of two tiles.
   tables = lambda first, queries, span, by_keys=False: tuple(
     a[0].tolist()
     for a in kernels._tables(jnp.int32(first), queries, 1536, span, by_keys)
   )
   ahead, runs = tables(0, 1536, 0)
   assert runs == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
-  # After the last tile of a row the kernel must not fetch another one.
+  # After the last tile of a row the kernel must not fetch another tile.
   assert ahead == [[0, 0, 0], [0, 1, 1], [0, 1, 2]]
   assert tables(0, 1536, 1)[1] == [[1, 1, 0], [1, 1, 1], [1, 1, 1]]
   # This device has the last third of the queries.

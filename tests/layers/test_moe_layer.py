@@ -43,7 +43,7 @@ def tokens(seed=0):
 
 
 def make_params(module):
-  """Random parameters of the right shapes; compiling `init` takes seconds."""
+  """Draws random parameters without compiling `init`, which takes seconds."""
   shapes = jax.eval_shape(
     P(module.init, train=False), jax.random.key(0), tokens(), info()
   )
@@ -218,7 +218,7 @@ def trained(mesh_shape, num_devices, **options):
     total = jnp.sum(jnp.sin(scale) * y_BTD)
     for sum_, weight in outputs.losses.values():
       total += 10.0 * sum_ / weight
-    # One device sends no bytes, so this count must differ.
+    # A single device sends no bytes, so this count is not compared.
     outputs.metrics.pop('bytes_exchanged')
     return total, (y_BTD, outputs)
 
@@ -336,7 +336,7 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
 
 
 def divided(sizes):
-  """(devices that divide the sequences, devices that divide their tokens)."""
+  """(number of devices that divide the batch, number that divide a row)."""
   return sizes.get('data', 1), sizes.get('context', 1)
 
 

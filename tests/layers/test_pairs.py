@@ -23,7 +23,7 @@ def norm(param, name):
 
 
 def kernels(param, names):
-  """Joins the kernels [in, out] of PyTorch's layers, and their biases."""
+  """Joins kernels of PyTorch, turned into [in, out], and joins their biases."""
   kernel = np.concatenate([param[f'{n}.weight'].T for n in names], axis=1)
   zeros = lambda n: np.zeros(len(param[f'{n}.weight']))
   bias = np.concatenate([param.get(f'{n}.bias', zeros(n)) for n in names])

@@ -37,7 +37,7 @@ def tokens(seed=0):
 
 @functools.cache
 def made():
-  """(params, (params, x, valid) -> (y, LayerOutputs))."""
+  """(params, compiled function (params, x, valid) -> (y, LayerOutputs))."""
   module = make()
   shapes = jax.eval_shape(
     P(module.init, train=True), jax.random.key(0), tokens(), info()

@@ -282,6 +282,23 @@ def module_params(inputs):
   return make_params(MODULE, *inputs)
 
 
+def test_a_rigid_motion_of_the_first_frames_moves_all_later_ones(
+  inputs, module_params, monkeypatch
+):
+  found = MODULE.apply(module_params, *inputs)
+  whole = motion(4, 2, 1)
+  unit = MODULE.unit_length
+  first = Rigid(whole.rotation, whole.translation / unit)
+  first = first.compose(rigid.identity((2, 6), jnp.float32))
+  monkeypatch.setattr(structure, 'identity', lambda shape, dtype: first)
+  moved = MODULE.apply(module_params, *inputs)
+  expected = whole.compose(found.frames)
+  assert np.abs(found.frames.translation).max() > 1
+  error = np.abs(moved.frames.translation - expected.translation) / unit
+  assert error.max() <= 1e-5
+  assert np.abs(moved.frames.rotation - expected.rotation).max() <= 1e-5
+
+
 def test_padding_does_not_change_the_other_residues(inputs, module_params):
   s, pair, valid = inputs
   apply = jax.jit(MODULE.apply)

@@ -8,8 +8,8 @@ from moe.modalities import rigid
 from moe.modalities.rigid import Rigid
 from tests import protein_data
 
-QUATERNION = np.array([-2.0, 5.0, -1.0, 4.0], 'f4')
 # A quaternion and its rotation from the tests of AlphaFold.
+QUATERNION = np.array([-2.0, 5.0, -1.0, 4.0], 'f4')
 ROTATION = [
   [0.26087, 0.130435, 0.956522],
   [-0.565217, -0.782609, 0.26087],
@@ -92,8 +92,8 @@ def test_points_on_one_line_give_a_finite_gradient():
 
 
 def test_atoms_follow_the_frames_of_their_groups():
-  # A quarter turn about x takes y to z. Group 5 is given relative to group 4,
-  # which is moved by 1 along x.
+  # Group 4 turns by a quarter about x, which takes y to z. Groups 4 and 5 are
+  # moved by 1 along x, group 5 relative to group 4.
   default = rigid.identity((8,), jnp.float32)
   default = default._replace(
     translation=default.translation.at[4:6, 0].set(1.0)

@@ -54,3 +54,9 @@ def test_a_fasta_file_with_windows_ends_is_read():
 def test_a_text_that_is_no_fasta_is_refused(text, message):
   with pytest.raises(ValueError, match=message):
     sequences.of_fasta(text)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+  (tmp_path / 'a.fasta').write_bytes('>a\nACDE'.encode('utf-16'))
+  with pytest.raises(ValueError, match='must be text in UTF-8'):
+    sequences.read_fasta(f'{tmp_path}/a.fasta', '--fasta')

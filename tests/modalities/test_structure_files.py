@@ -125,3 +125,11 @@ def test_a_file_that_is_no_structure_is_refused(tmp_path):
   (tmp_path / 'a.cif').write_text('no structure')
   with pytest.raises(ValueError, match='a.cif must be a structure'):
     structure_files.read(tmp_path / 'a.cif')
+
+
+def test_the_case_of_a_name_ending_does_not_matter(tmp_path):
+  made = pdb(tmp_path, (1, 'ALA', 0), (2, 'GLY', 4))
+  path = tmp_path / 'Made.PDB.GZ'
+  path.write_bytes(gzip.compress(made.read_bytes()))
+  assert structure_files.is_structure(path)
+  assert [chain.name for chain in structure_files.read(path)] == ['Made_A']

@@ -52,6 +52,10 @@ def test_the_mmcif_says_what_it_is(predicted):
   local = block.find('_ma_qa_metric_local.', ['label_seq_id', 'metric_value'])
   values = [float(row[1]) for row in local]
   np.testing.assert_allclose(values, 100 * plddt, atol=0.01)
+  # Each metric names the group of the software that computed it.
+  groups = block.find('_ma_software_group.', ['group_id', 'software_id'])
+  assert [tuple(row) for row in groups] == [('1', '1')]
+  assert set(block.find_loop('_ma_qa_metric.software_group_id')) == {'1'}
   assert ORIGIN.sha256 in block.find_value('_software.version')
   assert 'computed model' in text
   # The file must not claim an experiment.

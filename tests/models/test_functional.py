@@ -78,7 +78,10 @@ def test_cache_shapes_take_the_compute_dtype():
 
 
 def trained(mesh_shape, num_devices):
-  """Returns ((loss, outputs), gradients), with arrays placed as in training."""
+  """Returns ((loss, outputs), gradients) as NumPy arrays.
+
+  They are computed from parameters and a batch that are placed as in training.
+  """
   mesh = mesh_lib.make_mesh(mesh_shape, jax.devices()[:num_devices])
   table = rules.table('standard')
   f = functional.make_functional(
@@ -114,7 +117,6 @@ def one_device():
 
 @pytest.mark.slow
 def test_eight_devices_equal_one(one_device):
-  # This mesh uses three axes together; tests of the MoE layer use single axes.
   eight = trained(mesh_lib.MeshShape(fsdp=2, expert=2, model=2), 8)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
@@ -193,7 +195,7 @@ def test_each_router_updates_its_own_state():
   assert jax.tree.structure(after) == jax.tree.structure(before)
   for name, rate in (('fast', 0.5), ('slow', 0.25)):
     router = after[name]['stack']['periods']['block_0']['moe']['router']
-    # The bias of the full expert falls by the decoder's rate, and the other
+    # The bias of the first expert falls by the decoder's rate, and the other
     # biases rise by this rate.
     want_LE = rate * np.array([[-1, 1, 1, 1]] * 2)
     np.testing.assert_array_equal(router['bias_E'], want_LE)

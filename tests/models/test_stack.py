@@ -235,8 +235,8 @@ def test_a_policy_names_only_tensors_that_a_block_names(policy, named):
 
 
 def test_a_tensor_that_a_policy_keeps_is_not_computed_again():
-  # Counts the products of attention with the values. Their results have the
-  # shape [B, K, H, T * N / K].
+  # `products` counts the products of attention weights and values. Each result
+  # has the shape [B, K, H, T * N / K].
   products = lambda remat: str(program_of(remat)).count(
     'f32[2,2,8,16] = dot_general'
   )

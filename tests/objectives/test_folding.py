@@ -1,4 +1,4 @@
-"""The objective of folding: gradients, the clamped share, 8 devices."""
+"""The objective of folding: gradients, empty rows, steps, growing shares."""
 
 import jax
 import numpy as np
@@ -39,7 +39,6 @@ def test_every_term_is_finite_and_has_a_gradient():
   without = [
     jax.tree_util.keystr(path) for path, leaf in flat if not np.any(leaf)
   ]
-  # Every parameter has a gradient.
   assert not without
 
 
@@ -64,6 +63,24 @@ def test_the_steps_that_ramp_the_clamp_are_counted_once_a_step():
   made = objective(functional)
   new = made.update({'model': state, 'steps': np.int32(3)})
   assert new['steps'] == 4
+
+
+def test_violations_count_more_from_step_to_step():
+  run, functional, params, state = folding_cases.tiny()
+  options = {'violations_from': 4, 'violations_full': 7, 'recycles': 0}
+  made = objective(functional, **options)
+  batch = folding_cases.batch(run)
+
+  def violations(steps, train=True):
+    given = {'model': state, 'steps': steps}
+    found = made.loss(params, given, batch, jax.random.key(0), train)
+    return found[0]['violations']
+
+  found = jax.jit(jax.vmap(violations))(np.arange(10))
+  whole = violations(np.int32(0), train=False)
+  assert whole > 0
+  shares = [0, 0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+  np.testing.assert_allclose(found / whole, shares, rtol=1e-4)
 
 
 def test_numbers_out_of_range_are_refused():

@@ -1,4 +1,4 @@
-"""Losses of structures give the values in AlphaFold's own tests."""
+"""Losses of structures: known values, motions, mirrors, missing residues."""
 
 import jax
 import jax.numpy as jnp
@@ -221,7 +221,7 @@ def test_a_crystal_has_few_violations():
   assert not broken.any() and bonds.max() == 0
   loss, who = violations.clashes(*arguments)
   assert who.mean() < 0.1
-  # Residues 7 to 17 are crambin's first helix; phi is about -63 degrees there,
+  # Rows 7 to 16 are in crambin's first helix. There phi is about -63 degrees,
   # and psi about -42.
   found, is_known = torsions.torsions(*arguments)
   assert is_known[7:17, 1:3].all()

@@ -67,7 +67,7 @@ def test_blocks_are_whole_rows_where_128_does_not_divide_them():
 
 
 def trained(moment_dtype, steps=60):
-  """Trains on noisy quadratic losses; returns parameters (before, after)."""
+  """Trains on noisy quadratic losses; returns (parameters, state, target)."""
   optimizer = optimizers.build(
     optimizers.adamw(CONSTANT, weight_decay=0.0, moment_dtype=moment_dtype),
     clip_norm=0,
@@ -117,12 +117,12 @@ def test_moments_take_the_bytes_of_their_format(moment_dtype, most):
 
 @pytest.mark.parametrize('moment_dtype', ['bfloat16', 'int8'])
 def test_a_second_moment_forgets_old_gradients(moment_dtype):
-  # Rounding to the nearest code would never change a small code: 0.95 times the
-  # code is rounded to the same code.
+  # Codes of 'int8' are up to 12.5% apart. So rounding to the nearest code could
+  # keep a number for ever: 0.95 x 1.125 = 1.069 is nearer to 1.125 than to 1.
   adam = moments.scale_by_adam(0.9, 0.95, 1e-8, moment_dtype)
   params = {'w': jnp.zeros((4, 128))}
   # In the first step all numbers have the gradient 1. Then only one number of
-  # each block has it, so the scale of the block is constant.
+  # each block has it, so the scale of the block does not fall with the others.
   keeps = jnp.zeros((4, 128)).at[:, 0].set(1.0)
 
   def body(state, grads):

@@ -258,8 +258,9 @@ def test_whole_matrices_are_shared_before_columns_are_divided():
 
 def test_a_layout_that_leaves_a_matrix_in_parts_is_refused_with_a_reason():
   mesh = make_mesh(MeshShape(data=1, fsdp=8))
-  # 3 matrices or 12 columns cannot be divided over 8 devices. 8 rows could be,
-  # but rows are never divided.
+  # The 8 rows are stored on 8 devices, one on each. To orthogonalise, Muon
+  # divides matrices or columns instead, but 8 divides neither 3 matrices nor 12
+  # columns.
   stack = matrices.matrix_of(EXPERTS, (1, 3, 8, 12))
   sharding = jax.NamedSharding(mesh, P(None, None, 'fsdp', None))
   with pytest.raises(ValueError) as error:

@@ -74,8 +74,8 @@ def test_adafactor_keeps_rows_and_columns_of_large_arrays_only():
 
 
 def test_the_first_step_of_adafactor_goes_by_the_sign():
-  # In the first step the second moment is g^2, so the root mean square of the
-  # update is 1.
+  # In the first step the second moment is g^2, so the update is the sign of the
+  # gradient before the learning rate.
   optimizer = optimizers.build(optimizers.adafactor(CONSTANT), clip_norm=0)
   got = updated(
     optimizer, {'w': jnp.zeros((2, 2))}, {'w': jnp.array([[9.0, -1], [2, -3]])}

@@ -34,3 +34,9 @@ def started(arguments, num_processes, num_devices, numbers=None):
     )
     processes.append(process)
   return processes
+
+
+def words(process):
+  """Returns the words of a process's output, without the lines of Gloo."""
+  lines = process.communicate(timeout=120)[0].splitlines()
+  return ' '.join(x for x in lines if not x.startswith('[Gloo]')).split()

@@ -95,7 +95,8 @@ def test_a_mesh_can_use_some_of_the_devices():
     # Without such an axis, data takes them.
     (MeshShape(data=1, fsdp=-1, expert=2), 16, (1, 1, 8, 2, 1, 1)),
     (MeshShape(data=1, fsdp=2, model=2), 16, (1, 4, 2, 1, 1, 2)),
-    # Sampling makes tokens one by one, so the context axis is not used.
+    # Sampling uses this mesh, too. It makes tokens one by one, so the context
+    # axis always gets size 1.
     (MeshShape(data=2, context=4), 8, (1, 8, 1, 1, 1, 1)),
   ],
 )

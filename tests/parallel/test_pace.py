@@ -7,8 +7,8 @@ from moe.parallel.pace import WINDOW, Clock, Pace
   ('hosts', 'named'),
   [
     ([0.1, 0.1, 0.5], [2]),
-    ([0.1, 0.1, 0.19], []),  # The last wait is less than twice the others.
-    ([0.001, 0.001, 0.02], []),  # The difference is small for a step.
+    ([0.1, 0.1, 0.19], []),  # 0.19 s are less than twice 0.1 s.
+    ([0.001, 0.001, 0.02], []),  # 0.019 s are below a tenth of 0.6 s.
     ([0.5, 0.1], [0]),
     ([0.5, 0.5, 0.5], []),
   ],

@@ -1,17 +1,19 @@
 import contextlib
 import json
+import os
+import resource
 import socket
 import threading
 import time
 
 import pytest
 
-from moe.parallel import roll_call
+from moe.parallel import farewell, peer, roll_call
 
 
 @pytest.fixture
 def place():
-  """The place of process 0 among three, with free ports of this machine."""
+  """The place of process 0 among three, with a free port of this machine."""
   with socket.socket() as probe:
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
@@ -22,7 +24,9 @@ def place():
 def ends(monkeypatch):
   """Collects the messages after which this process would end."""
   found = []
-  monkeypatch.setattr(roll_call, '_end_after', found.append)
+  monkeypatch.setattr(farewell, 'end_after', found.append)
+  # A sign of life would be in the way of the messages that the tests read.
+  monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 60.0)
   return found
 
 
@@ -42,10 +46,10 @@ def hub(place, ends):
   hub.thread.start()
   yield hub
   # A message that arrives after the test would end this process.
-  for peer in list(hub._peers.values()):
-    peer.has_left = True
+  for other in list(hub._peers.values()):
+    other.has_left = True
     with contextlib.suppress(OSError):
-      peer._socket.shutdown(socket.SHUT_RDWR)
+      other._socket.shutdown(socket.SHUT_RDWR)
   hub.thread.join()
   if hub._thread.is_alive():
     assert hub._left.wait(10)
@@ -74,8 +78,41 @@ def test_a_closed_connection_is_a_death_of_which_all_others_learn(
   first.close()
   news = json.loads(replies.readline())
   assert news['lost'].startswith('process 1 (x) was killed')
-  assert news['code'] == roll_call.EXIT_LOST and news['grace'] == 0
+  assert news['code'] == farewell.EXIT_LOST and news['grace'] == 0
   until(lambda: ends == [news])
+
+
+def test_a_process_without_a_sign_of_life_is_named(
+  place, hub, ends, monkeypatch
+):
+  monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(peer, 'SILENT_SECONDS', 1.0)
+  (first, _), _ = joined(place, hub)
+  # Process 1 gives signs of life, and process 2 does not.
+  while not ends:
+    first.sendall(b'{"beat": true}\n')
+    time.sleep(0.05)
+  assert ends[0]['lost'].startswith('process 2 (x) has given no sign of life')
+  assert ends[0]['code'] == farewell.EXIT_LOST
+
+
+def test_members_beat_and_leave_when_process_0_is_stopped(
+  place, ends, monkeypatch
+):
+  monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(peer, 'SILENT_SECONDS', 0.5)
+  with socket.create_server(place.endpoint) as server:
+    member = roll_call.Member(place._replace(process_id=1))
+    thread = threading.Thread(target=member.call, args=(10, {}))
+    thread.start()
+    connection, _ = server.accept()
+    lines = connection.makefile()
+    assert json.loads(lines.readline())['process'] == 1
+    connection.sendall(b'{"go": "x"}\n')
+    assert json.loads(lines.readline()) == {'beat': True}
+    until(lambda: ends)
+    assert ends[0]['lost'].startswith('process 0 (x) has given no sign')
+    member.leave(0, '')
 
 
 def test_a_process_that_ends_well_is_not_missed(place, hub, ends):
@@ -96,6 +133,7 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
     news['lost'] == 'process 1 (x) ended with code 2: D_MODEL=3 must be even.'
   )
   assert news['grace'] > 0  # Others need time to report the same error.
+  assert news['code'] == farewell.EXIT_MISTAKE  # So nobody tries again.
   until(lambda: ends == [news])
 
 
@@ -116,6 +154,31 @@ def test_a_process_with_a_wrong_number_is_refused(place, hub, hello, reply):
     assert json.loads(replies.readline()) == {'go': socket.gethostname()}
 
 
+@pytest.fixture
+def few_descriptors():
+  """Allows 1,200 open files and opens 1,100, until the end of the test."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (1200, hard))
+  taken = [os.dup(2) for _ in range(1100)]
+  yield
+  for descriptor in taken:
+    os.close(descriptor)
+  resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_process_0_can_wait_for_more_than_1024_descriptors(
+  few_descriptors, place, hub
+):
+  members = joined(place, hub)
+  assert all(member.fileno() > 1023 for member, _ in members)
+
+
+def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
+  for number, expected in ((2000, 2000), (5, 2000)):
+    roll_call._allow_descriptors(number)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == expected
+
+
 @pytest.mark.parametrize(
   'line', [b'GET / HTTP/1.1\r\n\r\n', b'[' * 4000 + b'\n', b'x' * 9000, b'{}\n']
 )
@@ -125,9 +188,12 @@ def test_a_stranger_on_the_port_disturbs_nobody(place, hub, line):
   joined(place, hub)
 
 
-def test_a_port_in_use_is_refused(place):
-  with socket.create_server(place.endpoint):
-    with pytest.raises(ValueError, match=f'port {place.endpoint[1]} of'):
+@pytest.mark.parametrize('offset', [0, -1])
+def test_a_port_in_use_is_refused(place, offset):
+  # The roll call has the second port, JAX's coordinator the one before it.
+  host, port = place.endpoint
+  with socket.create_server((host, port + offset)):
+    with pytest.raises(ValueError, match=f'port {port + offset} of'):
       roll_call.Hub(place)
 
 
@@ -148,7 +214,7 @@ def test_members_leave_when_process_0_dies(place, hub, ends):
   thread.join(10)
   assert other
   assert hub._peers[1].report == {'a': 1} and abs(hub._peers[1].clock) < 1
-  for peer in hub._peers.values():
-    peer._socket.shutdown(socket.SHUT_RDWR)
+  for other in hub._peers.values():
+    other._socket.shutdown(socket.SHUT_RDWR)
   name = f'process 0 ({socket.gethostname()}) was killed'
   until(lambda: any(name in news['lost'] for news in ends))

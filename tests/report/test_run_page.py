@@ -199,6 +199,24 @@ def layer_rows(page):
   return [re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', row) for row in rows]
 
 
+def test_loads_are_shown_by_modality(tmp_path):
+  shown = progress.Progress(tmp_path, OBJECTIVE, 20, stream=io.StringIO())
+  for step in range(1, 21):
+    layers = {
+      'load': [[0.5, 0.25, 0.25]],
+      'load_text': [[1.0, 0.0, 0.0]],
+      'load_image': [[0.0, 0.5, 0.5]],
+    }
+    shown.step(step, {'tokens': 100, 'layers': layers}, 0.1)
+  shown.close()
+  page = run_page.write_report(tmp_path).read_text()
+  assert 'Tokens of text alone sent to each expert' in page
+  assert 'Tokens of image alone sent to each expert' in page
+  header, row = layer_rows(page)
+  assert header[-3:] == ['idle for text', 'idle for image', 'idle experts']
+  assert row[-3:] == ['2', '1', 'none']
+
+
 def test_a_table_has_a_row_for_each_layer(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, 120, stream=io.StringIO())
   for step in range(1, 121):

@@ -1,7 +1,8 @@
-"""Runs every combination of dispatch, exchange, number of devices and plan.
+"""Runs combinations of dispatch, exchange, number of devices and plan.
 
-`python -m tests.routing.matrix` runs all combinations and prints three tables:
-the outcomes, the mesh axes that tests combine, and the refused combinations.
+`python -m tests.routing.matrix` runs those on four devices, and prints three
+tables: the outcomes, the mesh axes that tests combine, and the refused
+combinations.
 """
 
 import dataclasses
@@ -38,7 +39,8 @@ EXCHANGES = {
   'Replicated, decoding': exchange.Replicated(),
 }
 DEVICES = (1, 2, 4, 8)
-# Name -> function: random state -> experts [G, M, A], distinct for each token.
+# Name -> function: random state -> experts [G, M, A]. A token has A different
+# experts.
 PLANS = {
   'random': lambda r: r.rand(G, M, E).argsort(-1)[..., :A],
   'all to one': lambda r: np.broadcast_to(np.arange(A), (G, M, A)),
@@ -113,9 +115,10 @@ def layer(exchanger, dispatcher, num_devices, counts_experts=True):
 
 @functools.cache
 def program(exchanger, dispatcher, num_devices):
-  """Makes a jitted function: arguments -> ((loss, (y, traffic)), gradients).
+  """Makes a jitted function: arguments -> ((loss, outputs), gradients).
 
-  The gradients are with respect to tokens, expert matrices and weights.
+  The outputs are those of `layer`. The gradients are with respect to tokens,
+  expert matrices and weights.
   """
   run = layer(exchanger, dispatcher, num_devices)
 
@@ -182,7 +185,7 @@ def oracle_program(plan):
 
   def loss(x_GMD, w_EDD, weight_GMA, kept_GR):
     # The choices in `fixed` are NumPy arrays, since the oracle needs concrete
-    # numbers. Only the weights are traced.
+    # numbers. Of the plan, only the weights are traced.
     weight_GR = plan_of(expert_GMA, weight_GMA, valid_GM).weight_GR
     fn = lambda e, x_GMD: jnp.einsum('GMD,DF->GMF', x_GMD, w_EDD[e])
     masked = fixed._replace(weight_GR=weight_GR)
@@ -235,7 +238,6 @@ def table() -> str:
 
 def axes_table() -> str:
   """Makes the table of mesh axes that full-stack tests use together."""
-  # Imported here, since these tests import this module, too.
   from tests.layers import test_full_stack as stacks
 
   pairs = set()

@@ -52,7 +52,8 @@ def sent_rows(counts, buffer_rows):
   """Number of rows that are sent, as lists [sender][receiver].
 
   `counts` has the number of rows that should be sent, in the same form. If the
-  buffer of a receiver is too small, all senders send the same share.
+  buffer of a receiver is too small, all senders send it the same share of their
+  rows.
   """
   n = len(counts)
   sent = [[int(count) for count in row] for row in counts]

@@ -1,4 +1,4 @@
-"""The choices of every router, token by token in plain Python.
+"""The choices of routers, found without JAX.
 
 The function of a router takes the tokens of one group as lists of numbers, and
 returns {(token, expert): weight} of the choices.
@@ -53,7 +53,7 @@ def top_k_in_groups(logits, valid, k, options):
 
 
 def gshard(logits, valid, draws):
-  """GShard's choices; `draws` has a number per token, or None in evaluation."""
+  """GShard's choices; `draws`: a number for each token, None in evaluation."""
   choices = top_k(logits, valid, 2)
   for m in range(len(logits)):
     second = best(logits[m], 2)[1]

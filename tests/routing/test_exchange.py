@@ -78,8 +78,9 @@ def test_the_plans_reach_every_bound(dispatch_name, exchange_name, n):
 def test_a_bounded_buffer_that_fits_all_equals_the_worst_case_one(
   dispatch_name,
 ):
-  # There are 8 * 8 tokens, so a device gets at most 64 rows. An even share for
-  # one of four devices is 16 * 3 rows. Four times this share is more than 64.
+  # A device gets at most all 8 * 8 tokens, and its two experts at most 2 * 64
+  # rows. An even share for one of four devices is 16 * 3 rows. Four times this
+  # share is 192 rows, so all fit.
   dispatcher = matrix.DISPATCHES[dispatch_name]
   for plan in matrix.PLANS:
     bounded = matrix.run(exchange.Ragged(4.0), dispatcher, 4, plan)
@@ -121,8 +122,8 @@ def test_pooled_capacity_serves_rows_that_single_groups_drop():
 def test_a_token_travels_once_to_a_device_that_holds_two_of_its_experts():
   # All tokens choose experts 0, 1 and 2, which are on device 0 of 2. So only
   # the tokens of device 1 are sent, once to device 0 and once back. On the way
-  # to device 0, each token has a float32 weight and a float32 number for each
-  # of 3 choices. Each device also sends 2 counts to the other device.
+  # to device 0, each token has two float32 numbers for each of 3 choices: the
+  # weight and the expert. Each device also sends 2 counts to the other device.
   dispatcher, n = matrix.DISPATCHES['Dropless'], 2
   out = matrix.run(exchange.Ragged(0), dispatcher, n, 'all to one')
   tokens = matrix.VALID_GM[4:].sum()

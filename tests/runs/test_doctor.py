@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from launch.configs import configuration
 from moe.parallel import roll_call
 from moe.runs import doctor
 
@@ -113,3 +114,20 @@ def test_a_lock_that_nobody_holds_is_stale(tmp_path, monkeypatch):
     f for f in doctor.examine(REQUEST)['findings'] if f[1] == 'chips'
   )
   assert finding[0] == doctor.BAD and 'remove it' in finding[2]
+
+
+@pytest.mark.parametrize(
+  ('file', 'store'),
+  [
+    ('image_tokenizer_fashion', 'pictures/fashion_mnist_32'),
+    ('fold_cpu', 'proteins/chains_96'),
+  ],
+)
+def test_stores_of_pictures_and_chains_are_compared(tmp_path, file, store):
+  run = configuration.read([f'runs/{file}.gin'], []).run
+  name = store.partition('/')[2]
+  assert doctor.hashes(run, str(tmp_path)) == {name: 'none'}
+  manifest = tmp_path / store / 'train/manifest.json'
+  manifest.parent.mkdir(parents=True)
+  manifest.write_text('{}')
+  assert len(doctor.hashes(run, str(tmp_path))[name]) == 12

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 import shutil
 
 import numpy as np
@@ -123,6 +124,32 @@ def test_the_report_shows_held_out_pictures(place, tmp_path):
   assert scores[0].name == 'shapes: PSNR' and scores[0].n == 2
   assert frozen.sha256 in page.read_text() and 'the command' in page.read_text()
   assert (tmp_path / 'reconstructions_shapes.png').stat().st_size
+
+
+def test_a_judge_tells_what_reconstructions_keep(place):
+  root, pictures = place
+  frozen = image_tokenizer.load(root / 'run')
+  _, scores = tokenizer_report.report(frozen, pictures, '', judge_epochs=1)
+  names = {score.name for score in scores}
+  for what in ('real', 'reconstructed'):
+    assert f'shapes: {what} pictures judged, all' in names
+    assert any(
+      name.startswith(f'shapes: {what} pictures judged, colour_0 of kind')
+      for name in names
+    )
+
+
+def test_the_flags_of_a_run_name_all_that_was_encoded():
+  counts = {'b_8/train': 3, 'b_8/validation': 1, 'a_8/train': 2}
+  text = picture_codes.run_flags('my codes', counts, has_patches=True)
+  flags = shlex.split(text.replace('\\\n', ' '))
+  assert "--gin.TASK_MODULES=('my codes/picture_tasks.py',)" in flags
+  assert "--gin.TASK='pictures'" in flags
+  transforms = next(flag for flag in flags if 'TRANSFORMS' in flag)
+  assert "('draw_a_8', @transforms.DropCondition())" in transforms
+  assert "('describe_b_8', @transforms.ReadPatches())" in transforms
+  one = picture_codes.run_flags('c', {'b_8/train': 3}, has_patches=False)
+  assert 'b_8_both' in one and 'ReadPatches' not in one
 
 
 def test_a_perfect_tokenizer_has_perfect_scores():

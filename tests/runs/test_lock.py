@@ -129,6 +129,26 @@ def test_a_run_stops_when_another_run_has_taken_its_lock(tmp_path, path):
   assert owner(path) == 'b'
 
 
+def test_the_heart_beats_on_after_an_error_of_an_object_store(
+  tmp_path, path, monkeypatch
+):
+  write_file, errors = lock._Lock._write, [RuntimeError('503')]
+  with lock.held(str(tmp_path)):
+
+    def fail_once(self):
+      if errors:
+        raise errors.pop()
+      write_file(self)
+
+    monkeypatch.setattr(lock._Lock, '_write', fail_once)
+    while errors:
+      time.sleep(0.01)
+    beat, end = json.loads(path.read_text())['beat'], time.monotonic() + 10
+    while json.loads(path.read_text())['beat'] == beat:
+      assert time.monotonic() < end
+      time.sleep(0.01)
+
+
 @pytest.mark.parametrize('is_stale', [False, True])
 def test_one_of_several_runs_that_start_together_gets_the_lock(
   tmp_path, path, is_stale

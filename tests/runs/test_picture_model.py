@@ -1,15 +1,21 @@
-"""A picture model checks its sentences, settings and labels."""
+"""A picture model checks its input, and draws and describes in chunks."""
 
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from moe.infer.pictures import Canvas
+from moe.infer.pictures import Canvas, Seen
+from moe.infer.sampling import Sampling
+from moe.modalities.ids import EOS, PATCHES
 from moe.modalities.text import train_vocabulary
+from moe.parallel.mesh import MeshShape, make_mesh
 from moe.runs import picture_model, recognition
 from moe.runs.drawing import Drawing
 from moe.runs.picture_model import PictureModel
+from tests.infer.test_pictures import CANVAS, NUM_CODES, SPACE
+from tests.infer.test_pictures import model as parts  # noqa: F401
 
 LENGTH = 24
 
@@ -84,6 +90,91 @@ def test_labels_are_ranked_by_their_gain():
   ]
 
 
-def test_a_template_needs_a_place_for_the_label(model):
+def test_a_template_needs_a_place_for_the_label():
   with pytest.raises(ValueError, match="got '圖'"):
-    recognition.gains(model, None, ['a', 'b'], ['圖'], 0.5)
+    recognition.asked('a,b', ['圖'])
+
+
+@pytest.mark.parametrize('alpha', [-0.1, 1.1, float('nan')])
+def test_alpha_is_checked_before_a_model_is_read(alpha):
+  with pytest.raises(ValueError, match='alpha'):
+    recognition.asked('a,b', None, alpha)
+
+
+@pytest.mark.parametrize('flags', [(['這是{}'], None), (None, 0.0)])
+def test_flags_about_labels_need_labels(flags):
+  with pytest.raises(ValueError, match='need --labels'):
+    recognition.asked(None, *flags)
+  assert recognition.asked(None) is None
+
+
+def test_labels_of_unknown_characters_are_refused(model):
+  with pytest.raises(ValueError, match='A label .* got 鱻: use other words'):
+    recognition.answers(model, None, recognition.asked('紅色,鱻', ['{}']))
+
+
+class Characters:
+  """A vocabulary in which each id is a character."""
+
+  pad, eos, unk, size = 0, EOS, 2, 128
+
+  def is_byte(self, index):
+    return False
+
+  def decode(self, ids):
+    return ''.join(chr(0x4E00 + i) for i in ids if i != EOS)
+
+  def encode(self, text):
+    return [max(3, ord(c) - 0x4E00) for c in text]
+
+
+@pytest.fixture(scope='module')
+def painter(parts):  # noqa: F811
+  """A model with experts of each modality that reads patches."""
+  functional, params, state = parts
+  trained = types.SimpleNamespace(
+    functional=functional,
+    params=params,
+    state=state,
+    mesh=make_mesh(MeshShape(), jax.devices()[:1]),
+    row_parts=1,
+    ids=SPACE,
+    vocabulary=Characters(),
+    run=types.SimpleNamespace(data=types.SimpleNamespace(sequence_length=16)),
+  )
+  made = PictureModel(trained, None)
+  vars(made)['canvas'] = CANVAS
+  return made
+
+
+def patches(count):
+  shape = count, NUM_CODES, 3
+  values = np.random.default_rng(0).integers(1, 256, shape, np.uint8)
+  masks = np.full(shape[:2], SPACE.mask, np.int32)
+  return Seen(masks, {PATCHES: values})
+
+
+def test_a_caption_of_patches_begins_with_the_likeliest_token(painter):
+  # The places of patches are for experts of images, here as in training.
+  seen = patches(8)
+  tokens = [i for i in range(128) if i == EOS or i > 2]
+  nats = painter.nats(seen, [[token] for token in tokens])
+  wanted = [Characters().decode([tokens[i]]) for i in nats.argmin(axis=1)]
+  assert [text[:1] for text in painter.write(seen)] == wanted
+
+
+def test_a_picture_and_a_caption_do_not_depend_on_the_chunks(
+  painter, monkeypatch
+):
+  seen = patches(3)
+  drawing = Drawing(1.0, sampling=Sampling(5.0), seed=5)
+  sentences = ['三三', '丁丁', '丁丁']
+  codes = painter.draw_codes(sentences, drawing)
+  written = painter.describe(seen, 2, Sampling(1.0), 5)
+  monkeypatch.setattr(picture_model, '_MAX_ROWS', 2)
+  np.testing.assert_array_equal(painter.draw_codes(sentences, drawing), codes)
+  # The chunks are of 1 picture, so its seed alone would give equal pictures.
+  assert (codes[1] != codes[2]).any()
+  again = painter.describe(seen, 2, Sampling(1.0), 5)
+  for wanted, found in zip(written, again, strict=True):
+    assert [text for text, _ in found] == [text for text, _ in wanted]

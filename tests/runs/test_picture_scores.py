@@ -14,6 +14,7 @@ from moe.runs import (
   picture_scores,
 )
 from moe.runs.held_out_pictures import HeldOut
+from tasks.pictures import sentences
 
 NUM = 16
 
@@ -38,6 +39,9 @@ class Copier:
   def __init__(self, training):
     self.training = training
     self.tokenizer = types.SimpleNamespace(decode=lambda codes: codes)
+
+  def can_draw(self, sentence):
+    return bool(sentence)
 
   def encode(self, pixels):
     return pixels
@@ -120,6 +124,9 @@ def test_each_score_knows_which_direction_is_better(scores):
 class Painter:
   """Draws light pictures if the guidance is 3, and dark ones otherwise."""
 
+  def can_draw(self, sentence):
+    return sentence != '鱻'
+
   def draw(self, sentences, drawing):
     pixels = np.full((8, 8, 3), 220 if drawing.guidance == 3 else 30, np.uint8)
     return [types.SimpleNamespace(pixels=pixels)] * len(sentences)
@@ -134,14 +141,50 @@ def test_guidance_is_chosen_on_sentences_that_are_not_scored():
   wanted = held_out_pictures.Request(
     None, guidances=(1.0, 3.0), num_drawn=NUM // 2
   )
-  chosen = drawing_scores.with_guidance(Painter(), held_out, judge, wanted)
+  first, others = drawing_scores.to_draw(Painter(), held_out, wanted)
+  assert first.pixels.mean() < 60 and others.pixels.mean() > 190
+  chosen = drawing_scores.with_guidance(Painter(), others, judge, wanted)
   assert chosen.guidance == 3.0
+
+
+def test_a_third_of_few_sentences_is_for_the_choice_of_the_guidance():
+  held_out = pictures_of(1)
+  held_out.captions[3] = '鱻'
+  wanted = held_out_pictures.Request(None, guidances=(1.0, 3.0), num_drawn=NUM)
+  first, others = drawing_scores.to_draw(Painter(), held_out, wanted)
+  # The model cannot draw one of the 16 sentences.
+  assert (len(first.captions), len(others.captions)) == (10, 5)
+  assert '鱻' not in first.captions
+
+
+def test_pictures_without_attributes_are_scored_without_a_judge():
+  training, held_out = pictures_of(0), pictures_of(1).part(0, 5)
+  for facts in held_out.facts:
+    facts.clear()
+  wanted = held_out_pictures.Request(sentences.agreement, num_drawn=NUM)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(picture_losses, 'code_nats', code_nats)
+    found = picture_scores.score(
+      Copier(training), held_out, training, None, wanted
+    )
+  names = {score.name for score in found.scores}
+  assert 'shades: what the sentence saves' in names
+  assert not any('judged' in name or 'right' in name for name in names)
+  # Five pictures are too few to find a sentence among 16.
+  assert all(np.isfinite(score.value) for score in found.scores)
+
+
+def test_tags_are_further_sentences_about_a_picture():
+  held_out = pictures_of(0).part(0, 1)
+  held_out.captions[0] = '諾托風格：笑臉'
+  held_out.facts[0].update(name='笑臉', tags=['開心', '臉'])
+  (found,) = picture_scores._references(held_out)
+  assert found == ['諾托風格：笑臉', '諾托風格：開心', '諾托風格：臉']
 
 
 def test_a_judge_is_trained_once(tmp_path, monkeypatch):
   training = pictures_of(0)
   args = tmp_path, 'content', training.pixels, training.facts, 1
-  monkeypatch.setattr(judge_lib, '_BATCH', NUM)
   first = judge_lib.of_cache(*args)
   monkeypatch.setattr(judge_lib, 'train', None)
   again = judge_lib.of_cache(*args)

@@ -8,6 +8,7 @@ import types
 import pytest
 
 from launch.configs import configuration
+from moe.modalities.ids import IdSpace
 from moe.runs import preflight
 from moe.runs.run import Initial
 
@@ -134,3 +135,14 @@ def test_changed_held_out_documents_give_a_warning(caplog, saved, warnings):
   assert len(caplog.messages) == len(warnings)
   for message, fragment in zip(caplog.messages, warnings, strict=True):
     assert message.startswith('warning: ') and fragment in message
+
+
+def test_held_out_codes_must_be_of_the_tokenizer_of_the_training():
+  space = lambda sha256: IdSpace(
+    300, command=1, image=9, tokenizers=(('image', sha256),)
+  )
+  store = lambda ids: types.SimpleNamespace(manifest=ids.in_manifest())
+  text = types.SimpleNamespace(manifest={'vocab_size': 300})
+  preflight.check_evaluation(space('a1'), 'draw', [store(space('a1')), text])
+  with pytest.raises(ValueError, match='draw of EVAL_TASKS .* one tokenizer'):
+    preflight.check_evaluation(space('a1'), 'draw', [store(space('b2'))])

@@ -1,12 +1,14 @@
 """The supervisor decides by the exit code whether a command runs again."""
 
 import json
+import pathlib
 import signal
 import sys
 
 import pytest
 
-from moe.parallel import roll_call
+from moe.data import cache_dir
+from moe.parallel import farewell
 from moe.runs import supervise
 
 FAST = supervise.Limits(first_wait=0.0)
@@ -21,7 +23,7 @@ FAST = supervise.Limits(first_wait=0.0)
     (1, 'crash', 10.0, 1),
     (-signal.SIGSEGV, 'crash', 10.0, -signal.SIGSEGV),
     (-signal.SIGKILL, 'killed', 10.0, -signal.SIGKILL),
-    (roll_call.EXIT_LOST, 'lost', 10.0, roll_call.EXIT_LOST),
+    (farewell.EXIT_LOST, 'lost', 10.0, farewell.EXIT_LOST),
     (128 + signal.SIGTERM, 'killed', 10.0, 128 + signal.SIGTERM),
   ],
 )
@@ -45,9 +47,14 @@ def test_kills_and_preemptions_do_not_count_as_crashes():
     assert policy.after(code, 7, 0.0).wait is not None
 
 
-def test_crashes_at_an_unknown_step_are_repeated():
-  policy = supervise.Policy(FAST)
-  assert all(policy.after(1, None, 0.0).wait == 0 for _ in range(5))
+def test_the_step_of_a_run_in_a_bucket_is_in_its_mirror(tmp_path, monkeypatch):
+  monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))
+  url = 'gs://bucket/run'
+  assert supervise.last_step(url) == 0
+  log = pathlib.Path(cache_dir.mirror(url)) / 'log.jsonl'
+  log.parent.mkdir(parents=True)
+  log.write_text('{"step": 7}\n')
+  assert supervise.last_step(url) == 7
 
 
 def test_the_wait_doubles_until_an_attempt_gets_further():

@@ -41,7 +41,7 @@ SMALL = {
   'GROUP_SIZE': 1024,
 }
 # Name -> (topology, macros). The prediction does not include the program's own
-# code. It takes 6% of the peak for a `SMALL` model, and 1% for the others.
+# code, which takes 6% of the peak for a `SMALL` model, and 1% for the others.
 PLANS = {
   'experts on every chip': (
     'v5p:2x2x1',
@@ -87,7 +87,7 @@ PLANS = {
     {'MESH_DATA': 1, 'MESH_EXPERT': 4, 'MESH_MODEL': 2, 'REMAT': "'dots'"},
   ),
 }
-# The plans that CI compiles.
+# The tests of these plans are slow, those of the others nightly.
 QUICK = (
   'dense, parameters divided, one piece of the loss',
   'gated experts, two microbatches',

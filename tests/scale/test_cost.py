@@ -73,8 +73,8 @@ def test_without_remat_every_product_runs_three_times():
 @pytest.mark.parametrize(
   'policy, is_fused, again',
   [
-    # Everything is computed again except the last of the experts' 3 products
-    # (600 / 3 = 200), since no gradient needs its result.
+    # Everything but the head is computed again, except the last of the experts'
+    # 3 products (600 / 3 = 200), since no gradient needs its result.
     ('full', False, 100 + 40 + 256 + 300 + 400),
     # Plain XLA computes the scores (128) again, but not the product with
     # values.

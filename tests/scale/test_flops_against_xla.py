@@ -29,8 +29,9 @@ COMMON = {
   'LEARNING_RATE': 0.1,
 }
 MODELS = {
-  # XLA counts the body of a loop only once. So the models have only prefix
-  # blocks, which are in no loop, or one period, which needs one iteration.
+  # XLA counts the body of a loop only once. So the models consist of
+  # prefix blocks, which are in no loop, and of at most one period, which needs
+  # one iteration.
   'dense, one key head for two queries, attention in parts': {
     'SEQUENCE_LENGTH': 512,
     'NUM_LAYERS': 2,

@@ -157,9 +157,9 @@ def warned(axis, **sizes):
 
 def test_an_exchange_around_a_ring_needs_wide_experts():
   # A chip has 459e12 FLOP/s and two links of 90e9 bytes/s. So it does 459e12 /
-  # 180e9 = 2,550 FLOPs in the time of one byte. On a ring of 4 chips, experts
-  # with two matrices do 2 * 2 F / 4 = F FLOPs per byte, so F = 2,500 is too
-  # small.
+  # 180e9 = 2,550 FLOPs in the time of one byte. In experts with two matrices, a
+  # row takes 2 * 2 D F FLOPs, and 2 D bytes each way. So experts do F FLOPs per
+  # byte, and F = 2,500 is too small.
   assert warned('expert', expert_width=2500)
   assert not warned('expert', expert_width=2600)
 

@@ -15,7 +15,7 @@ from moe.scale import joint_law
 )
 def test_the_law_is_that_of_table_4(experts, m, mu, n, nu):
   # For a fixed number of experts the law is m N^mu + n D^nu + 1.3637. The
-  # coefficients of the paper have four digits.
+  # coefficients of the paper have four decimals.
   N, D = 1e9, 2e10
   expected = m * N**mu + n * D**nu + 1.3637
   assert joint_law.loss(N, D, experts) == pytest.approx(expected, rel=3e-3)

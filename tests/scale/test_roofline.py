@@ -95,7 +95,7 @@ def test_slices_share_the_network_by_chips(cube):
   transfer = Transfer('all-reduce', ('data',), 1e9, 3, (0, 1), '', True)
   taken, busy = roofline.transfer_seconds(transfer, coords, slice_)
   assert taken == pytest.approx(0.16 + roofline.NETWORK_SECONDS)
-  assert not busy  # It uses no link of the torus.
+  assert not busy  # The transfer uses no link of the torus.
   done = StepWork(0.0, 0.0, (), (transfer,), 0.0, 0.0, ())
   devices = [SimpleNamespace(coords=c[:3], core_on_chip=0) for c in coords]
   found = roofline.estimate(done, devices, slice_)

@@ -141,4 +141,5 @@ def declare(monkeypatch):
   modules.load()
   monkeypatch.setattr(registry, 'TASKS', dict(registry.TASKS))
   monkeypatch.setattr(registry, 'MIXTURES', dict(registry.MIXTURES))
+  monkeypatch.setattr(registry, 'RATES', dict(registry.RATES))
   return registry

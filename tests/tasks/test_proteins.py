@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from moe.data.store import Store
-from moe.modalities import protein
+from moe.modalities import protein, torsions
 from tasks import proteins, splits
-from tests import protein_data
+from tests import folding_cases, protein_data
 
 RAW = protein_data.FOLDER / 'raw'
 
@@ -18,6 +18,32 @@ def chain(size, **changes):
   coordinates = np.arange(size * 12.0).reshape(size, 4, 3)
   made = protein.of_backbone('c', 'A' * size, coordinates)
   return made._replace(**changes)
+
+
+def test_a_break_leaves_a_gap_in_the_numbers():
+  whole = folding_cases.helix(12)
+  atoms = whole.atoms.copy()
+  atoms[5:] += whole.mask[5:, :, None] * np.array([0, 0, 20], 'f4')
+  broken = whole._replace(atoms=atoms)
+  found = protein.numbered_by_breaks(broken)
+  # The CA atoms at the break are about 22 Angstrom apart, which is 6 steps of
+  # 3.8 Angstrom.
+  assert np.diff(found.numbers).tolist() == [1, 1, 1, 1, 6, 1, 1, 1, 1, 1, 1]
+  _, is_known = torsions.torsions(
+    found.codes, found.numbers, found.atoms, found.mask
+  )
+  # The first residue after the break has no omega and no phi.
+  without = np.flatnonzero(~np.asarray(is_known[:, 0] & is_known[:, 1]))
+  assert without.tolist() == [0, 5]
+  kept = protein.numbered_by_breaks(whole).numbers
+  np.testing.assert_array_equal(kept, whole.numbers)
+
+
+@protein_data.has_data
+def test_the_given_chains_have_a_gap_at_each_break():
+  given = list(proteins.Chains().chains('validation'))
+  gaps = [int((np.diff(chain.numbers) > 1).sum()) for chain in given]
+  assert gaps == [protein.num_breaks(chain) for chain in given] and any(gaps)
 
 
 class Few:
@@ -81,6 +107,15 @@ def test_a_folder_of_structures_becomes_stores(tmp_path):
   assert splits.by_hash('broken.cif') == 'train'
   bad = json.loads(next(tmp_path.rglob('train/quarantine.json')).read_text())
   assert 'broken.cif' in [entry.get('file') for entry in bad]
+
+
+def test_a_folder_with_one_file_is_for_training(tmp_path):
+  names = (f'{number}.pdb' for number in range(1000))
+  name = next(n for n in names if splits.by_hash(n) == 'validation')
+  (tmp_path / name).write_text('')
+  folder = proteins.Folder(str(tmp_path))
+  assert folder.files_of('train') == [f'{tmp_path}/{name}']
+  assert folder.files_of('validation') == []
 
 
 def test_an_unknown_source_is_refused(tmp_path):

@@ -121,6 +121,15 @@ def test_a_name_can_be_declared_only_once(declare):
       add('mix')
 
 
+@pytest.mark.parametrize('rates', [[1.0], [1.0, 0.0], [1.0, -1.0]])
+def test_each_task_of_a_mixture_with_rates_needs_one_above_0(declare, rates):
+  for name in 'ab':
+    declare.add_text_task(name, Source('甲'), lambda record: record)
+  with pytest.raises(ValueError, match='a rate above 0 for each of its 2'):
+    declare.add_mixture('mix', ['a', 'b'], rates)
+  assert 'mix' not in declare.MIXTURES
+
+
 def test_a_mixture_of_a_task_that_is_not_declared_is_refused(declare):
   with pytest.raises(
     ValueError, match="must consist of declared tasks, got 'x'"

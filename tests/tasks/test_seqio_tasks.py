@@ -101,7 +101,9 @@ def test_a_mixture_gives_the_examples_of_its_tasks_by_their_sizes(
     't_other', declared.TASKS['t_text'].source, lambda r: '春'
   )
   declared.add_mixture('t_mix', ['t_text', 't_other'])
+  declared.add_mixture('t_even', ['t_text', 't_other'], [1, 1])
   seqio_tasks.register(model_path)
+  assert {rate for _, rate in cache.resolve('t_even')} == {1}
   mixture = seqio.get_mixture_or_task('t_mix')
   rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
   assert rates == {'t_text': len(TEXT), 't_other': 1}
@@ -156,12 +158,14 @@ def test_tasks_of_different_features_are_mixed_in_stores_alone(
   declared, model_path
 ):
   declared.add_mixture('t_mixed', ('t_text', 't_prefix'))
+  declared.add_mixture('t_rated', ('t_text', 't_prefix'), (3, 1))
   seqio_tasks.register(model_path)
   sizes = {
     name: seqio_tasks.registry.TASKS[name].num_chars
     for name in ('t_text', 't_prefix')
   }
   assert dict(cache.resolve('t_mixed')) == sizes
+  assert dict(cache.resolve('t_rated')) == {'t_text': 3, 't_prefix': 1}
   assert cache.splits('t_mixed') == {'train': ['t_text', 't_prefix']}
   with pytest.raises(ValueError, match='t_mixed must have equal features'):
     dataset('t_mixed')

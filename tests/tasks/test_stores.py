@@ -109,6 +109,14 @@ def test_a_mixture_is_outdated_when_its_tasks_change(copied, monkeypatch):
   assert not outdated.is_prepared(str(copied), [('builtin', ['train'])])
 
 
+def test_a_mixture_is_outdated_when_its_declared_rates_change(
+  copied, monkeypatch
+):
+  rates = {task: 2.0 for task in registry.MIXTURES['builtin']}
+  monkeypatch.setitem(registry.RATES, 'builtin', rates)
+  assert not outdated.is_prepared(str(copied), [('builtin', ['train'])])
+
+
 def test_a_mixture_is_not_outdated_when_other_code_changes(copied):
   path = copied / 'builtin' / 'mixture.json'
   mixture = json.loads(path.read_text())

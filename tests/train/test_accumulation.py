@@ -19,7 +19,7 @@ from tests.train import programs
 # The rows have different padding, so microbatches differ in their tokens.
 LENGTHS = np.array([8, 8, 3, 7, 5, 8, 1, 6])[:, None]
 BATCH = factories.make_batch((np.arange(8) < LENGTHS).astype(np.int32))
-# Each term is tested alone, since a larger term would hide its errors.
+# A large term would hide errors of a small one, so each is tested alone.
 TERMS = {
   'cross_entropy': dict(load_balance=0.0, router_z=0.0),
   'z-loss': dict(load_balance=0.0, router_z=1.0),
@@ -72,8 +72,6 @@ def assert_close(one, other):
   ],
 )
 def test_one_and_four_microbatches_have_the_same_gradient(scope, term):
-  # The tests of the step cover two microbatches and all terms at once. So this
-  # test has four microbatches and one term at a time.
   one, four = (change(scope, term, n) for n in (1, 4))
   assert max(np.abs(a).max() for a in jax.tree.leaves(one)) > 1e-3
   assert_close(four, one)
@@ -91,9 +89,10 @@ class Shown(gates.TopK):
 def balance_by_definition(model, params):
   """The global load-balance loss over two microbatches, from its definition.
 
-  A microbatch adds E * sum_e f_e * (sum of p_e over its tokens), where f_e is
-  the share of expert e in the assignments of this microbatch and of those
-  before it. The sum is divided by the number of tokens of the batch.
+  A microbatch adds E times the sum over experts e of f_e * p_e. Here p_e is the
+  probability of e, added over the tokens of the microbatch, and f_e is the
+  share of e in the assignments of this microbatch and of those before it. The
+  loss is then divided by the number of tokens of the batch.
   """
   carried = model.module.init(jax.random.key(0), BATCH).get('state', {})
   outputs = model.apply(params, carried, BATCH, None, True)

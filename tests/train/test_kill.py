@@ -1,7 +1,7 @@
 """A run that is killed at any named place ends as if nothing had happened.
 
 `toy_run` makes the attempts. tests/launch/test_kill.py kills a run with real
-data at the same places.
+data at random times, and at the places that `toy_run` does not reach.
 """
 
 import hashlib

@@ -103,7 +103,7 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
 def sharded_gradient(shape, num_chunks):
   """(compiled function, its arguments on the mesh).
 
-  It computes the gradients with respect to the head [V, D] and hidden states.
+  The function computes the gradients for the head [V, D] and for hidden states.
   """
   mesh = make_mesh(shape)
   table = rules.table('standard')
@@ -146,8 +146,8 @@ def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
     )
     if found and not name.startswith('ENTRY'):
       inside.append(math.prod(int(n) for n in found.group(1).split(',') if n))
-  # The loop may only contain sums of hidden states over parts of the
-  # vocabulary. These have 2 or 4 rows of 2 tokens with D = 8.
+  # If the model axis divides the vocabulary, the loop may contain sums over its
+  # parts. They are of hidden states: 4 rows of 2 tokens with D = 8.
   most = 4 * 2 * 8 if shape.model > 1 else 0
   assert max(inside, default=0) <= most
   plain, _ = sharded_gradient(shape, 1)

@@ -240,11 +240,15 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
 
 def test_each_evaluation_adds_a_heat_map_of_the_loads(tmp_path):
   shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
-  shown.step(1, metrics(1), 0.1)
+  record = metrics(1)
+  layers = record['layers']
+  record['layers'] = {**layers, 'load_text': layers['load']}
+  shown.step(1, record, 0.1)
   shown.evaluation(1, {'valid': {'bits_per_char': 7.5}}, SCORES)
   shown.close()
   (path,) = (tmp_path / 'tensorboard').iterdir()
-  assert b'expert_load' in path.read_bytes()
+  found = path.read_bytes()
+  assert b'expert_load' in found and b'expert_load_text' in found
 
 
 def test_without_a_terminal_there_are_few_plain_lines(tmp_path):

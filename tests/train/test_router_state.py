@@ -65,7 +65,7 @@ def test_a_loss_free_bias_moves_alike_on_any_devices_and_microbatches(
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
-  """(a random state on 4 devices, the directory of its checkpoint)."""
+  """(a random state, the directory of the checkpoint that 4 devices wrote)."""
   program = programs.make(MOE, MeshShape(data=1, expert=4), optimizer=ADAMW)
   random = np.random.RandomState(0)
 

@@ -1,4 +1,4 @@
-"""A step whose gradient is far larger than those before changes nothing."""
+"""A step with a far larger gradient than before changes no parameter."""
 
 import jax
 import jax.numpy as jnp

@@ -84,15 +84,14 @@ def test_microbatches_give_the_gradient_of_the_whole(
   parts, part_metrics = changes(model, batch, num_microbatches)
   assert float(jnp.abs(whole['w']).max()) > 0.1
   assert_close(parts, whole, rtol=1e-5, atol=1e-7)
-  # Other metrics have larger sums and weights: those of all microbatches are
-  # added.
+  # Other metrics are not compared, since their weights count microbatches.
   for name in ('cross_entropy', 'balance', 'loss', 'grad_norm'):
     assert_close(part_metrics[name], metrics[name], rtol=1e-6)
 
 
 def test_the_gradient_is_of_sums_over_weights_by_hand(toy, padded):
-  # The gradient of (sum of weights x (w - y)^2) / (sum of weights) with respect
-  # to w is compared with finite differences.
+  # The gradient of both terms, each a sum divided by its weight, is compared
+  # with a finite difference.
   model, batch = two_terms(toy), padded._replace(tokens=padded.tokens // 2)
   change, metrics = changes(model, batch, 2)
 

@@ -148,7 +148,7 @@ def steps_saved(tmp_path, name):
 
 
 def assert_same_run(tmp_path, name, ts, unbroken):
-  """State, log and evaluations must equal the unbroken run bit for bit."""
+  """State, log and evaluations must equal those of the unbroken run."""
   jax.tree.map(np.testing.assert_array_equal, ts, unbroken)
   for log in ('log.jsonl', 'eval.jsonl'):
     assert records(tmp_path, name, log) == records(tmp_path, 'unbroken', log)

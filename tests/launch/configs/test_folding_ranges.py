@@ -29,7 +29,12 @@ WHOLE = {
     'num_value_points',
   ),
   StructureModule: ('num_layers', 'torsion_width'),
-  folding: ('recycles', 'clamp_steps'),
+  folding: (
+    'recycles',
+    'clamp_steps',
+    'violations_from',
+    'violations_full',
+  ),
 }
 OTHERS = {
   FoldingRun: ('clip_norm',),

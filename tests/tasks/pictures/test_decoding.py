@@ -85,8 +85,9 @@ NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     saved(Image.fromarray(NOISE))[:200],
     saved(Image.fromarray(NOISE), 'JPEG')[:300],
     bomb(),
+    saved(Image.fromarray(np.array([[1, np.nan]], np.float32)), 'TIFF'),
   ],
-  ids=['empty', 'text', 'cut png', 'cut jpeg', 'bomb'],
+  ids=['empty', 'text', 'cut png', 'cut jpeg', 'bomb', 'nan'],
 )
 def test_what_cannot_be_decoded_is_refused_with_its_name(data):
   with pytest.raises(ValueError, match='The picture mine/a.png must'):

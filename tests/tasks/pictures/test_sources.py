@@ -1,4 +1,6 @@
 import json
+import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from PIL import Image
 
 from moe.data.store import Store
 from tasks import splits
-from tasks.pictures import sources, stores
+from tasks.pictures import decoding, sources, stores
 
 
 @pytest.fixture
@@ -69,6 +71,25 @@ def test_a_character_varies_in_place_size_slant_and_width():
   assert 0.05 < (draw(0) < 128).mean() < 0.4
 
 
+def test_the_judge_of_characters_learns_from_other_jitter(data, monkeypatch):
+  strokes = [[[100, 400], [900, 400]], [[500, 800], [500, 0]]]
+  lines = [
+    {'char': char, 'freq': freq, 'medians': strokes}
+    for char, freq in (('一', 9), ('二', 8), ('永', 1))
+  ]
+  monkeypatch.setattr(sources, '_lines', lambda name: iter(lines))
+  source = sources.Hanzi(num_characters=2, size=32)
+  made = {split: list(source.records(split)) for split in source.splits}
+  names = [record['facts']['name'] for record in made['validation']]
+  assert names == ['永', '一']
+  assert len(made['judge']) > len(made['train'])
+  pixels = {
+    split: {record['picture'].tobytes() for record in records}
+    for split, records in made.items()
+  }
+  assert not pixels['judge'] & pixels['train']
+
+
 def test_a_damaged_picture_is_quarantined_with_its_name(folder):
   source = sources.Folder(str(folder), 16)
   found = list(source.records('train'))
@@ -86,6 +107,22 @@ def test_a_file_outside_of_the_folder_is_not_read(folder):
   source = sources.Folder(str(folder), 16)
   assert not list(source.records(splits.by_hash(name)))
   assert 'must lie in the folder' in source.quarantine[0]['error']
+
+
+def test_a_file_that_is_too_large_is_not_read_whole(folder, monkeypatch):
+  monkeypatch.setattr(decoding, '_MAX_BYTES', 50)
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', None)
+  source = sources.Folder(str(folder), 16)
+  assert not list(source.records('train'))
+  errors = [entry['error'] for entry in source.quarantine]
+  assert any('must have at most 50 bytes, got 51' in one for one in errors)
+
+
+def test_a_folder_of_any_name_gives_names_of_tasks(folder, tmp_path):
+  place = folder.rename(tmp_path / 'my-own 圖.1')
+  dirs = stores.prepare([str(place)], 16, tmp_path / 'cache')[str(place)]
+  name = pathlib.Path(dirs['train']).parent.name
+  assert re.fullmatch(r'my_own_圖\.1_[0-9a-f]{8}_16', name)
 
 
 def test_a_folder_becomes_a_store_that_is_made_again_when_it_changes(
