@@ -66,7 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     type=positive,
     help='in documents longer than a window: new tokens that each window '
     'scores, after it reads the tokens before them again; default: half the '
-    'sequence length',
+    'sequence length; the scores of training are those of a whole window',
   )
   add(
     '--cache_dir',

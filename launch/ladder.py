@@ -7,8 +7,8 @@ An arm is one variant of the model. The command trains every arm at several
 learning rates, then at the arm's best rate with several seeds. --seeds gives
 the number of seeds, for all arms or for each arm. DIR/ladder.html and
 DIR/ladder.json show held-out bits per character against tokens, and the gain
-over the first arm with its standard error. If the command was stopped, the same
-command goes on.
+over the first arm with its standard error; DIR/ladder.svg has the curves alone.
+If the command was stopped, the same command goes on.
 """
 
 import argparse

@@ -3,7 +3,8 @@
 A store lies in <cache_dir>/proteins/<name>_<longest>/<split>. Each record holds
 the arrays of one centred chain; see `moe.modalities.protein.record_of`. Unfit
 chains are left out. `quarantine.json` lists them, and files that cannot be
-read, with the reason.
+read, with the reason. The manifest of a held-out split has the highest identity
+of one of its chains with a training chain.
 """
 
 import collections
@@ -12,12 +13,12 @@ import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
 from moe.data.store import Record
-from moe.modalities import protein, structure_files
+from moe.modalities import protein, similarity, structure_files
 from moe.modalities.protein import Chain
 from tasks import origin, source_stores, splits, text_files
 
@@ -34,12 +35,15 @@ class ChainSource(Protocol):
   def chains(self, split: str) -> Iterator[Chain]:
     """The chains of a split."""
 
+  def unreadable(self, split: str) -> list[dict[str, str]]:
+    """The 'file' and 'error' of each unreadable file of a split."""
+
   def files_of(self, split: str) -> list[str]:
-    """The files of a split, for `tasks.origin`."""
+    """The files that a split depends on, for `tasks.origin`."""
 
 
 class Chains:
-  """Backbones from `protein/chains_*.npz`; similar chains share a split."""
+  """Backbones from `protein/chains_*.npz`, a file for each split."""
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
@@ -69,28 +73,37 @@ class Chains:
       )
       yield protein.numbered_by_breaks(chain)
 
+  def unreadable(self, split: str) -> list[dict[str, str]]:
+    """Always [], since an unreadable file is an error here."""
+    del split
+    return []
+
   def files_of(self, split: str) -> list[str]:
     """The files of a split, for `tasks.origin`."""
     return [f'protein/chains_{_FILE_OF[split]}.npz']
 
 
+class _File(NamedTuple):
+  """A file of a user's folder; `error` is '' if it could be read."""
+
+  name: str
+  chains: list[Chain]
+  error: str
+
+
 class Folder:
   """A user's folder of structure files: mmCIF, BinaryCIF or PDB.
 
-  The name of a file decides its split, so all its chains are in one split. If
-  this holds out all files of a small folder, all are in 'train' instead.
+  Files with similar chains share a split, see `splits_of`.
 
   Attributes:
     directory: the folder.
-    quarantine: a dict with 'file' and 'error' for each unreadable file of the
-      split that was read last.
   """
 
   splits: ClassVar[tuple[str, ...]] = splits.NAMES
 
   def __init__(self, directory: str):
     self.directory = pathlib.Path(directory).expanduser().absolute()
-    self.quarantine = []
 
   def chains(self, split: str) -> Iterator[Chain]:
     """The chains of a split, file by file.
@@ -98,30 +111,57 @@ class Folder:
     Raises:
       ValueError: if there is no structure in the folder.
     """
-    self.quarantine.clear()
+    for file in self._of(split):
+      yield from file.chains
+
+  def unreadable(self, split: str) -> list[dict[str, str]]:
+    """The 'file' and 'error' of each unreadable file of a split."""
+    return [
+      {'file': file.name, 'error': file.error}
+      for file in self._of(split)
+      if file.error
+    ]
+
+  def files_of(self, split: str) -> list[str]:
+    """All files of the folder, since each may change the split of others."""
+    del split
+    return [str(path) for path in self._paths()]
+
+  def all_chains(self) -> list[Chain]:
+    """The chains of all files.
+
+    Raises:
+      ValueError: if there is no structure in the folder.
+    """
+    return [chain for file in self._files for chain in file.chains]
+
+  def _of(self, split: str) -> list[_File]:
+    pairs = zip(self._files, self._splits, strict=True)
+    return [file for file, its_split in pairs if its_split == split]
+
+  @functools.cached_property
+  def _files(self) -> list[_File]:
+    """All files, read once."""
     if not self._paths():
       raise ValueError(
         f'{self.directory} must hold structures, whose names end in'
         f' {", ".join(structure_files.ENDINGS)} or that and .gz, got none.'
       )
-    for path in self._paths_of(split):
-      try:
-        yield from structure_files.read(path)
-      except ValueError as error:
-        self.quarantine.append({'file': path.name, 'error': str(error)})
-        _logger.info(f'warning: {error}')
-
-  def files_of(self, split: str) -> list[str]:
-    """The files of a split, for `tasks.origin`."""
-    return [str(path) for path in self._paths_of(split)]
-
-  def _paths_of(self, split: str) -> list[pathlib.Path]:
-    found = {name: [] for name in splits.NAMES}
+    found = []
     for path in self._paths():
-      found[splits.by_hash(path.name)].append(path)
-    if not found['train']:
-      found = {'train': found['validation'], 'validation': []}
-    return found[split]
+      try:
+        found.append(_File(path.name, structure_files.read(path), ''))
+      except ValueError as error:
+        found.append(_File(path.name, [], str(error)))
+        _logger.info(f'warning: {error}')
+    return found
+
+  @functools.cached_property
+  def _splits(self) -> list[str]:
+    return splits_of([
+      (file.name, [chain.sequence for chain in file.chains])
+      for file in self._files
+    ])  # fmt: skip
 
   def _paths(self) -> list[pathlib.Path]:
     if not self.directory.is_dir():
@@ -130,18 +170,43 @@ class Folder:
     return [path for path in found if structure_files.is_structure(path)]
 
 
+def splits_of(files: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+  """The split of each file; files with similar chains are in the same split.
+
+  Similar files make a cluster: each is similar to another one in the cluster.
+  The name of the first file in a cluster decides the split. If this holds out
+  all files of a small folder, all are in 'train' instead.
+
+  Args:
+    files: (name, sequences of the chains) of each file.
+  """
+  owners = [number for number, (_, own) in enumerate(files) for _ in own]
+  sequences = [sequence for _, own in files for sequence in own]
+  firsts = list(range(len(files)))
+
+  def first(number: int) -> int:
+    while firsts[number] != number:
+      number = firsts[number]
+    return number
+
+  for one, two in similarity.likely(sequences):
+    low, high = sorted((first(owners[one]), first(owners[two])))
+    if low == high:
+      continue
+    share = similarity.identity(sequences[one], sequences[two])
+    if share >= similarity.SIMILAR:
+      firsts[high] = low
+  found = [splits.by_hash(files[first(n)][0]) for n in range(len(files))]
+  return found if 'train' in found else ['train'] * len(files)
+
+
 def all_of(directory: str) -> list[Chain]:
   """The chains of all files of a folder, centred.
 
   Raises:
     ValueError: if there is no structure in the folder.
   """
-  source = Folder(directory)
-  return [
-    protein.centred(chain)
-    for split in source.splits
-    for chain in source.chains(split)
-  ]
+  return [protein.centred(chain) for chain in Folder(directory).all_chains()]
 
 
 def source_of(name: str) -> ChainSource:
@@ -185,7 +250,7 @@ def prepare(
 def _write(
   longest: int, name: str, source: ChainSource, split: str, directory: str
 ) -> None:
-  left_out, reasons = [], collections.Counter()
+  left_out, reasons, sequences = [], collections.Counter(), []
 
   def records() -> Iterator[Record]:
     for chain in source.chains(split):
@@ -194,6 +259,7 @@ def _write(
         left_out.append({'chain': chain.name, 'error': reason})
         reasons[reason] += 1
       else:
+        sequences.append(chain.sequence)
         yield protein.record_of(protein.centred(chain))
 
   made = list(records())
@@ -208,9 +274,17 @@ def _write(
     'origin': origin.record(files),
     'left_out': dict(reasons),
   }
-  bad = left_out + getattr(source, 'quarantine', [])
-  source_stores.write(directory, made, manifest, bad)
   why = ', '.join(f'{n} with {reason}' for reason, n in reasons.items())
-  _logger.info(
-    f'{name}/{split}: {len(made):,} chains; left out: {why or "none"}'
-  )
+  said = f'{name}/{split}: {len(made):,} chains; left out: {why or "none"}'
+  if split != 'train':
+    training = [
+      chain.sequence
+      for chain in source.chains('train')
+      if not protein.why_unfit(chain, longest=longest)
+    ]
+    highest = similarity.highest_identity(sequences, training)
+    manifest['highest_identity'] = highest
+    said += f'; highest identity with a training chain {highest:.1%}'
+  bad = left_out + source.unreadable(split)
+  source_stores.write(directory, made, manifest, bad)
+  _logger.info(said)

@@ -51,10 +51,8 @@ def encode_record(arrays: Record) -> bytes:
     name: np.asarray(array, np.asarray(array).dtype.newbyteorder('<'))
     for name, array in arrays.items()
   }
-  header = json.dumps(
-    [[name, a.dtype.str, a.shape] for name, a in arrays.items()],
-    separators=(',', ':'),
-  ).encode()
+  named = [[name, a.dtype.str, a.shape] for name, a in arrays.items()]
+  header = json.dumps(named, separators=(',', ':')).encode()
   body = b''.join(
     [len(header).to_bytes(4, 'little'), header]
     + [array.tobytes() for array in arrays.values()]
@@ -72,9 +70,8 @@ def decode_record(data: bytes) -> Record:
   try:
     for name, dtype, shape in json_text.parse(bytes(body[4:start])):
       count = int(np.prod(shape, dtype=np.int64))
-      array = np.frombuffer(body, dtype, count, start)
-      arrays[name] = array.reshape(shape)
-      start += array.nbytes
+      arrays[name] = np.frombuffer(body, dtype, count, start).reshape(shape)
+      start += arrays[name].nbytes
   # A stranger can write any dtype and shape. NumPy raises errors of many kinds.
   except Exception as error:
     raise ValueError(f'the header of the record is wrong: {error}') from error
@@ -300,12 +297,10 @@ class Store:
     self._reader = None
 
   def hold(self) -> 'Store':
-    """Opens the records too, so that a new version of the store has no effect.
+    """Opens the records too, and returns the store.
 
-    An open file keeps its content when another file replaces it.
-
-    Returns:
-      The store itself.
+    A new version of the store then has no effect, since an open file keeps its
+    content when another file replaces it.
 
     Raises:
       ValueError: if the records are missing, or if the store was made again
@@ -323,10 +318,8 @@ class Store:
   @property
   def vocabulary_path(self) -> str:
     """File of the vocabulary that made the tokens."""
-    return os.path.join(
-      os.path.dirname(os.path.dirname(os.path.abspath(self.directory))),
-      VOCABULARY,
-    )
+    stores = os.path.dirname(os.path.abspath(self.directory))
+    return os.path.join(os.path.dirname(stores), VOCABULARY)
 
   def read(
     self,

@@ -48,6 +48,17 @@ def lddt(
   return float(np.mean([np.mean(error < t) for t in (0.5, 1, 2, 4)]))
 
 
+def lddt_by_residue(points: np.ndarray, true: np.ndarray) -> np.ndarray:
+  """The lDDT [I] of each CA atom, from 0 to 1; NaN without a near residue."""
+  wanted = _distances(true)
+  near = (wanted < _CUTOFF) & (_separation(len(true)) >= 1)
+  error = np.abs(_distances(points) - wanted)[..., None]
+  kept = (error < np.array([0.5, 1, 2, 4])).mean(axis=-1)
+  count = near.sum(axis=1)
+  total = np.where(near, kept, 0).sum(axis=1)
+  return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
 def superpose(
   points: np.ndarray, true: np.ndarray, chosen: np.ndarray | None = None
 ) -> np.ndarray:
@@ -127,6 +138,11 @@ def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
   return tm, float(counts.mean())
 
 
+def contacts(cb: np.ndarray) -> np.ndarray:
+  """Bool [I, I], whether residues with the CB atoms [I, 3] touch."""
+  return _distances(cb) < CONTACT
+
+
 def contact_precision(
   score: np.ndarray, cb: np.ndarray, least_separation: int, part: int = 5
 ) -> float:
@@ -147,8 +163,12 @@ def contact_precision(
     return float('nan')
   values = score[pairs[:, 0], pairs[:, 1]]
   best = pairs[np.argsort(-values, kind='stable')[: max(1, size // part)]]
-  touch = _distances(cb) < CONTACT
-  return float(touch[best[:, 0], best[:, 1]].mean())
+  return float(contacts(cb)[best[:, 0], best[:, 1]].mean())
+
+
+def nearness(points: np.ndarray) -> np.ndarray:
+  """Scores [I, I] for `contact_precision`: near pairs have high scores."""
+  return -_distances(points)
 
 
 def neighbour_steps(points: np.ndarray) -> np.ndarray:
@@ -184,3 +204,24 @@ def secondary_structure(chain: Chain) -> np.ndarray:
   return np.array(
     ['abc'.find(kind) if kind else -1 for kind in structure.annotate_sse(atoms)]
   )
+
+
+def q3(chain: Chain, points: np.ndarray) -> float:
+  """Share of residues with the secondary structure of the true chain.
+
+  Args:
+    chain: the true chain, with all CA atoms.
+    points: [I, 3], predicted CA atoms.
+
+  Returns:
+    The share, among the residues with a known structure in `chain`; NaN if
+    there are none.
+  """
+  atoms = chain.atoms.copy()
+  atoms[:, 1] = points
+  true = secondary_structure(chain)
+  is_known = true >= 0
+  if not is_known.any():
+    return float('nan')
+  found = secondary_structure(chain._replace(atoms=atoms))
+  return float(np.mean(found[is_known] == true[is_known]))

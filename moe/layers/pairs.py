@@ -8,6 +8,7 @@ residues, N heads, H head width, D width of a residue, Z width of a pair, C
 channels of triangle multiplication.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,6 +26,10 @@ _SUMS = {
   OUTGOING: 'BIkC,BJkC->BIJC',
   INCOMING: 'BkIC,BkJC->BIJC',
 }
+
+# Largest number of scores that triangle attention holds at once, unless one row
+# of pairs has more. They take half a gigabyte.
+MOST_SCORES = 2**27
 
 
 class TriangleMultiplication(nn.Module):
@@ -109,16 +114,59 @@ class GatedAttention(nn.Module):
       name='projections',
     )(x)
     query, key, value, gate = jnp.moveaxis(every, -3, 0)
-    scores = jnp.einsum('...INH,...JNH->...NIJ', query, key) / math.sqrt(H)
-    scores = scores.astype(jnp.float32)
-    scores += jnp.moveaxis(bias, -1, -3).astype(jnp.float32)
-    scores = jnp.where(valid[..., None, None, :], scores, -1e9)
-    weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-    y = jnp.einsum('...NIJ,...JNH->...INH', weights, value)
+    attend = functools.partial(_attend, bias, valid)
+    parts = num_parts(x.shape[:-1], N)
+    if parts > 1:
+      y = _by_parts(attend, parts, query, key, value)
+    else:
+      y = attend(query, key, value)
     y = (y * jax.nn.sigmoid(gate)).reshape(*x.shape[:-1], N * H)
     return Linear(
       (D,), (axes.HEADS, axes.EMBED), 'zero', self.dtype, name='out'
     )(y)
+
+
+def _attend(
+  bias: Array, valid: Array, query: Array, key: Array, value: Array
+) -> Array:
+  """Weighted sums [..., I, N, H] of values; the scores are float32."""
+  scale = math.sqrt(query.shape[-1])
+  scores = jnp.einsum('...INH,...JNH->...NIJ', query, key) / scale
+  scores = scores.astype(jnp.float32)
+  scores += jnp.moveaxis(bias, -1, -3).astype(jnp.float32)
+  scores = jnp.where(valid[..., None, None, :], scores, -1e9)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return jnp.einsum('...NIJ,...JNH->...INH', weights, value)
+
+
+def num_parts(shape: Sequence[int], num_heads: int) -> int:
+  """Number of parts in which attention computes the rows of pairs.
+
+  Args:
+    shape: (B, rows, residues of a row), or (B, residues), which is one part.
+    num_heads: N.
+  """
+  if len(shape) < 3:
+    return 1
+  scores, rows = math.prod(shape) * shape[-1] * num_heads, shape[1]
+  fits = lambda parts: rows % parts == 0 and scores // parts <= MOST_SCORES
+  return next(filter(fits, range(1, rows)), rows)
+
+
+def _by_parts(attend, parts: int, *arrays: Array) -> Array:
+  """Attends in one part of the rows after the other, to save memory.
+
+  The backward pass computes the scores again. A part has every `parts`-th row,
+  so devices that divide the rows share each part.
+  """
+
+  def split(x: Array) -> Array:
+    lead, rows = x.shape[0], x.shape[1] // parts
+    return jnp.moveaxis(x.reshape(lead, rows, parts, *x.shape[2:]), 2, 0)
+
+  again = jax.checkpoint(lambda part: attend(*part))
+  y = jnp.moveaxis(jax.lax.map(again, tuple(map(split, arrays))), 0, 2)
+  return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
 class TriangleAttention(nn.Module):

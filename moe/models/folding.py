@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe import axes, bounds
+from moe.layers import pairs
 from moe.layers.linear import LayerNorm, Linear
 from moe.layers.structure import Structure, StructureModule
 from moe.modalities import ids, rigid, torsions
@@ -249,14 +250,24 @@ class Folding(nn.Module):
     """Whether folding blocks use dropout in training."""
     return self.block(parent=None).dropout_rate > 0
 
-  @property
-  def numbers_per_pair(self) -> int:
-    """About how many numbers a pass holds in memory per pair of residues."""
-    heads = self.structure(parent=None).attention(parent=None)
-    points = heads.num_heads * (3 * heads.num_query_points + 2)
-    # In this order: factors and gates of triangle layers, logits of heads,
-    # and distances between points of the attention in the structure module.
-    return 16 * self.pair_width + 4 * 64 + points
+  def num_activations(self, length: int) -> int:
+    """About how many numbers a pass over one chain holds in memory.
+
+    Args:
+      length: residues of the row.
+    """
+    point = self.structure(parent=None).attention(parent=None)
+    points = point.num_heads * (3 * point.num_query_points + 2)
+    # Factors and gates of triangle layers, or logits of heads, and distances
+    # between points of the attention in the structure module.
+    by_pair = max(16 * self.pair_width, 4 * 64) + points
+    block = self.block(parent=None)
+    heads = block.triangle_heads
+    # Queries, keys, values and gates of triangle attention.
+    by_pair += 4 * heads * block.triangle_head_dim
+    rows = length // pairs.num_parts((1, length, length), max(1, heads))
+    # The softmax holds the scores twice.
+    return length**2 * (by_pair + 2 * heads * rows)
 
   def setup(self):
     """Makes the submodules."""

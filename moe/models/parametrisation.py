@@ -63,10 +63,8 @@ class CompleteP:
     """Factor of the output of a residual branch."""
     return self.base_depth / num_layers
 
-  def factors(
-    self, name: str, is_orthogonal: bool, d_model: int
-  ) -> tuple[float, float]:
-    """Returns the factors of (learning rate, weight decay) of a parameter.
+  def rate(self, name: str, is_orthogonal: bool, d_model: int) -> float:
+    """Factor of a parameter's learning rate, which its decay does not have.
 
     Args:
       name: path of a parameter, 'a/b/c'.
@@ -75,11 +73,9 @@ class CompleteP:
     """
     ratio = self.base_width / d_model
     if _TABLE.fullmatch(name):
-      rate = ratio**0.5
-    elif name.endswith('/router'):
-      rate = ratio
-    elif _HIDDEN.fullmatch(name):
-      rate = ratio**0.5 if is_orthogonal else ratio
-    else:
-      rate = 1.0
-    return rate, 1 / rate
+      return ratio**0.5
+    if name.endswith('/router'):
+      return ratio
+    if _HIDDEN.fullmatch(name):
+      return ratio**0.5 if is_orthogonal else ratio
+    return 1.0

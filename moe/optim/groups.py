@@ -15,16 +15,27 @@ class Factors(NamedTuple):
   """Factors of the learning rate and the weight decay for one parameter.
 
   Attributes:
-    rate: factor of the learning rate.
+    rate: factor of the learning rate. If weight decay is multiplied by the
+      learning rate, it also has this factor.
     decay: factor of the weight decay; 0 for none.
+    rate_alone: further factor of the learning rate, which the weight decay does
+      not have.
+    is_in_group: whether the user has named the parameter in a group.
   """
 
   rate: float = 1.0
   decay: float = 1.0
+  rate_alone: float = 1.0
+  is_in_group: bool = False
 
   def times(self, other: 'Factors') -> 'Factors':
     """Multiplies the factors of both: rate by rate, decay by decay."""
-    return Factors(self.rate * other.rate, self.decay * other.decay)
+    return Factors(
+      self.rate * other.rate,
+      self.decay * other.decay,
+      self.rate_alone * other.rate_alone,
+      self.is_in_group or other.is_in_group,
+    )
 
 
 # (regular expression, factor of the learning rate, factor of the decay).
@@ -61,7 +72,7 @@ def factors_of(groups: Sequence[Group]) -> FactorsOf:
     found = Factors()
     for pattern, *numbers in groups:
       if re.fullmatch(pattern, name):
-        found = found.times(Factors(*numbers))
+        found = found.times(Factors(*numbers, is_in_group=True))
     return found
 
   return of

@@ -145,13 +145,6 @@ class Division(NamedTuple):
       for step in steps
     ]
 
-  @property
-  def num_parts(self) -> int:
-    """Number of devices that share the matrix products."""
-    return math.prod(
-      self.mesh.shape[axis] for entry in self.used for axis in entry
-    )
-
 
 def division(matrix: Matrix, sharding: NamedSharding) -> Division:
   """Decides how devices share the orthogonalisation of a parameter.

@@ -55,11 +55,18 @@ def orthogonalise(x: Array) -> Array:
   return x
 
 
-def flops(matrix: Matrix) -> int:
-  """FLOPs of the matrix products in `orthogonalise` for a stack of matrices."""
+def flops(matrix: Matrix, parts: tuple[int, int] = (1, 1)) -> int:
+  """FLOPs of the matrix products in `orthogonalise` for a stack of matrices.
+
+  Args:
+    matrix: the stack of matrices.
+    parts: into how many parts devices divide (matrices, columns). The result is
+      for one device. All devices that have columns of a matrix compute the
+      square of the product X X^T.
+  """
   rows, columns = matrix.sides
-  step = 4 * rows * rows * columns + 2 * rows**3
-  return matrix.batch * STEPS * step
+  step = 4 * rows * rows * (columns // parts[1]) + 2 * rows**3
+  return (matrix.batch // parts[0]) * STEPS * step
 
 
 def _direction(

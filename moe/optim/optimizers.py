@@ -85,17 +85,27 @@ def _scheduled(
   if factors is None:
     decay = optax.add_decayed_weights(weight_decay, _decayed)
     return optax.chain(direction, decay, rate)
-  decay = groups_lib.decay(_decay_of(weight_decay, factors))
-  scale = groups_lib.scale(lambda name: factors(name).rate)
-  return optax.chain(direction, decay, rate, scale)
+
+  def decay_of(name: str) -> float:
+    found = factors(name)
+    # `rate` multiplies the decay, too, so the decay is divided by `rate_alone`.
+    decay = found.decay * (1 / found.rate_alone)
+    return weight_decay * decay * groups_lib.is_decayed(name)
+
+  decay = groups_lib.decay(decay_of)
+  return optax.chain(direction, decay, rate, _scaled(factors))
 
 
-def _decay_of(
-  weight_decay: float, factors: Callable[[str], Factors]
-) -> Callable[[str], float]:
-  return lambda name: (
-    weight_decay * factors(name).decay * groups_lib.is_decayed(name)
-  )
+def _scaled(
+  factors: Callable[[str], Factors],
+) -> optax.GradientTransformation:
+  """Multiplies updates by both factors of the learning rate."""
+
+  def rate_of(name: str) -> float:
+    found = factors(name)
+    return found.rate * found.rate_alone
+
+  return groups_lib.scale(rate_of)
 
 
 def _elementwise(factors: FactorsOf | None) -> Callable | None:
@@ -147,8 +157,8 @@ def muon(
 
   Muon updates the matrices that `moe.optim.matrices` lists: those of attention
   layers, feed-forward layers and each single expert. AdamW updates tables,
-  routers, norm scales and so on. Unlike in `adamw`, routers have no weight
-  decay.
+  routers, norm scales and so on. Unlike in `adamw`, a router has no decay
+  unless a group of `factors` names it.
 
   Args:
     schedule: learning rate by step, for both optimizers.
@@ -172,7 +182,9 @@ def muon(
   def chain(direction: optax.GradientTransformation, is_orthogonal: bool):
     def of(name: str) -> Factors:
       found = factors(name, is_orthogonal) if factors else Factors()
-      return found._replace(decay=0.0) if name.endswith('router') else found
+      if name.endswith('router') and not found.is_in_group:
+        return found._replace(decay=0.0)
+      return found
 
     return _scheduled(direction, schedule, weight_decay, of)
 
@@ -228,10 +240,13 @@ def adafactor(
   if factors is None:
     return made(weight_decay_rate=weight_decay, weight_decay_mask=_decayed)
   of = lambda name: factors(name, False)
-  steps = [made(), groups_lib.scale(lambda name: of(name).rate)]
+  steps = [made(), _scaled(of)]
   if weight_decay is not None:
     # The sign is negative, since optax adds these updates to the parameters.
-    steps.append(groups_lib.decay(_decay_of(-weight_decay, of)))
+    subtracted = lambda name: (
+      -weight_decay * of(name).decay * groups_lib.is_decayed(name)
+    )
+    steps.append(groups_lib.decay(subtracted))
   return optax.chain(*steps)
 
 

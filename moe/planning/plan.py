@@ -41,7 +41,9 @@ def plan_shapes(
   )
   step_tokens = run.data.batch_size * run.data.sequence_length
   tokens = step_tokens * run.settings.train_steps
-  flops = tokens * counts['flops_per_token_train']
+  flops = tokens * (
+    counts['flops_per_token_train'] + counts['flops_per_token_optimizer']
+  )
   hours = {
     name: flops / (chip.peak['bfloat16'] * STATED_MFU) / 3600
     for name, chip in topology.CHIPS.items()

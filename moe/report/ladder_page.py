@@ -3,11 +3,13 @@
 import functools
 import itertools
 import json
+import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from moe import atomic_files
@@ -18,7 +20,7 @@ from moe.report.comparison_page import aligned
 from moe.runs.ladder import Finished
 from moe.scale.quantities import in_seconds, short
 
-PAGE, JSON = 'ladder.html', 'ladder.json'
+PAGE, JSON, PICTURE = 'ladder.html', 'ladder.json', 'ladder.svg'
 _MARKS = 'osD^vPX'
 
 
@@ -29,7 +31,7 @@ def report(
   command: str,
   workdir: str,
 ) -> tuple[dict[str, Any], pathlib.Path]:
-  """Summarises a ladder; writes a page and the summary as JSON.
+  """Summarises a ladder; writes a page, a picture and the summary as JSON.
 
   Args:
     found: learning rates and directories of the runs.
@@ -45,16 +47,19 @@ def report(
   summary = ladder.summarise(found, read, expansions, command)
   directory = pathlib.Path(workdir)
   write(summary, directory / PAGE)
+  write_picture(summary, directory / PICTURE)
   text = json.dumps(summary, ensure_ascii=False)
   atomic_files.write_file(directory / JSON, text)
   return summary, directory / PAGE
 
 
 def as_text(summary: dict[str, Any]) -> str:
-  """Tables as text: models, gains on each task, loads by corpus, scores."""
+  """Tables as text: models, gains by task, rates, loads by corpus, scores."""
   blocks = [aligned(models_table(summary))]
   for task in summary['tasks']:
     blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')
+  if _swept(summary):
+    blocks.append(f'learning rates\n{aligned(rates_table(summary))}')
   for name, loads in summary['loads'].items():
     if len(loads) > 1:
       table = aligned(corpora.table(loads))
@@ -66,7 +71,11 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
   """Writes the page of a summary from `ladder.summarise`."""
   tasks = []
   for task in summary['tasks']:
-    tasks.append((task, _curves(summary, task), gains_table(summary, task)))
+    with draw.style(draw.PAGE):
+      figure = draw.svg(
+        _curves(summary, [task], draw.PAGE), f'{task} by tokens'
+      )
+    tasks.append((task, figure, gains_table(summary, task)))
   loads = [
     (name, corpora.corpora(found))
     for name, found in summary['loads'].items()
@@ -79,10 +88,18 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
     models=models_table(summary),
     tasks=tasks,
     rates=_rates(summary) if _swept(summary) else '',
+    rates_table=rates_table(summary),
     loads=loads,
     scores=score.as_cells(_scores(summary)),
   )
   atomic_files.write_file(path, page)
+
+
+def write_picture(summary: dict[str, Any], path: pathlib.Path) -> None:
+  """Writes the curves of all tasks beside each other, in colours for paper."""
+  with draw.style(draw.PAPER), draw.without_glyph_warnings():
+    figure = _curves(summary, list(summary['tasks']), draw.PAPER)
+    figure.savefig(path, metadata={'Date': None})
 
 
 def models_table(summary: dict[str, Any]) -> list[list[str]]:
@@ -153,6 +170,43 @@ def gains_table(summary: dict[str, Any], task: str) -> list[list[str]]:
   return rows
 
 
+def rates_table(summary: dict[str, Any]) -> list[list[str]]:
+  """Every learning rate of every arm: rows of cells, the header first.
+
+  The row of an arm's best rate says so. If this rate is the lowest or the
+  highest one, a rate beyond it may be better, and the row says this, too.
+  """
+  base = summary['base']
+  rows = [
+    ['arm', 'learning rate', 'bits per character', 'nats per token']
+    + ['nats above the best', f'doublings from the best of {base}', 'remark']
+  ]
+  best = {
+    name: min((run for run in runs if run[2] is not None), key=lambda r: r[2])
+    for name, runs in summary['rates'].items()
+    if any(bits is not None for *_, bits, _ in runs)
+  }
+  for name, runs in summary['rates'].items():
+    for i, (rate, _, bits, nats) in enumerate(runs):
+      if bits is None:
+        rows.append([name, f'{rate:g}', *['–'] * 4, 'diverged'])
+        continue
+      remark = ''
+      if rate == best[name][0]:
+        ends = {0: 'no lower rate was tried'}
+        ends[len(runs) - 1] = 'no higher rate was tried'
+        remark = f'best, {ends[i]}' if i in ends else 'best'
+      doublings = '–'
+      if base in best:
+        doublings = f'{math.log2(rate / best[base][0]):+.1f}'
+      above = nats - best[name][3]
+      rows.append(
+        [name, f'{rate:g}', f'{bits:.4f}', f'{nats:.4f}']
+        + [f'{above:+.4f}', doublings, remark]
+      )
+  return rows
+
+
 def _scores(summary: dict[str, Any]) -> list[score.Score]:
   return [score.from_json(entries) for entries in summary['scores']]
 
@@ -161,39 +215,53 @@ def _swept(summary: dict[str, Any]) -> bool:
   return any(summary['rates'].values())
 
 
-def _curves(summary: dict[str, Any], task: str) -> str:
-  """Draws the curves of all arms on a task, and their gains below."""
+def _curves(
+  summary: dict[str, Any], tasks: Sequence[str], colors: draw.Colors
+) -> Figure:
+  """Draws the curves of all arms for each task, and their gains below."""
+  width = max(9.2, 4.2 * len(tasks))
+  figure = Figure((width, 5.6), layout='constrained')
+  panels = figure.subplots(
+    2, len(tasks), sharex=True, squeeze=False, height_ratios=(1.4, 1)
+  )
+  for task, (top, bottom) in zip(tasks, panels.T, strict=True):
+    _draw_task(summary, task, (top, bottom), colors)
+  panels[0, 0].legend(loc='upper right')
+  return figure
+
+
+def _draw_task(
+  summary: dict[str, Any],
+  task: str,
+  panels: tuple[Axes, Axes],
+  colors: draw.Colors,
+) -> None:
+  """Draws the bits of all arms into one panel, and their gains into another."""
   found, base = summary['tasks'][task], summary['base']
   millions = np.array(found['tokens']) / 1e6
-  with draw.style(draw.PAGE):
-    figure = Figure((9.2, 5.6), layout='constrained')
-    top, bottom = figure.subplots(2, sharex=True, height_ratios=(1.4, 1))
-    looks = zip(
-      found['arms'].items(),
-      itertools.cycle(draw.PAGE.series),
-      itertools.cycle(_MARKS),
-      strict=False,
+  top, bottom = panels
+  looks = zip(
+    found['arms'].items(),
+    itertools.cycle(colors.series),
+    itertools.cycle(_MARKS),
+    strict=False,
+  )
+  bottom.axhline(0, color=colors.soft, linewidth=1)
+  for (name, arm), color, mark in looks:
+    top.plot(
+      millions, arm['bits'], f'{mark}-', color=color, lw=1.8, ms=5, label=name
     )
-    bottom.axhline(0, color=draw.PAGE.soft, linewidth=1)
-    for (name, arm), color, mark in looks:
-      top.plot(
-        millions, arm['bits'], f'{mark}-', color=color, lw=1.8, ms=5, label=name
-      )
-      if name == base:
-        continue
-      errors = [error or 0 for error in arm['standard_error']]
-      bottom.errorbar(
-        millions, arm['gain'], errors, fmt=f'{mark}-', color=color, lw=1.6,
-        ms=4.5, capsize=4,
-      )  # fmt: skip
-      if arm['law_gain'] is not None:
-        bottom.plot(
-          millions, arm['law_gain'], color=color, lw=1, ls=(0, (4, 4))
-        )
-    top.set_ylabel(f'{task}, bits per character')
-    top.legend(loc='upper right')
-    bottom.set(xlabel='million tokens', ylabel=f'gain on {base}')
-    return draw.svg(figure, f'{task} by tokens')
+    if name == base:
+      continue
+    errors = [error or 0 for error in arm['standard_error']]
+    bottom.errorbar(
+      millions, arm['gain'], errors, fmt=f'{mark}-', color=color, lw=1.6,
+      ms=4.5, capsize=4,
+    )  # fmt: skip
+    if arm['law_gain'] is not None:
+      bottom.plot(millions, arm['law_gain'], color=color, lw=1, ls=(0, (4, 4)))
+  top.set_ylabel(f'{task}, bits per character')
+  bottom.set(xlabel='million tokens', ylabel=f'gain on {base}')
 
 
 def _rates(summary: dict[str, Any]) -> str:
@@ -208,7 +276,7 @@ def _rates(summary: dict[str, Any]) -> str:
       strict=False,
     )
     for (name, rows), color, mark in looks:
-      points = [(rate, bits) for rate, _, bits in rows if bits is not None]
+      points = [(r, bits) for r, _, bits, _ in rows if bits is not None]
       xs, ys = zip(*points, strict=True) if points else ((), ())
       axes.plot(xs, ys, f'{mark}-', color=color, label=name)
     axes.set_xscale('log', base=2)

@@ -4,12 +4,14 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+import numpy as np
+
 from moe import atomic_files
 from moe.evaluate.score import Score
 from moe.modalities.structure_writing import Origin
 from moe.report import templates
 from moe.runs import protein_scores
-from moe.runs.protein_scores import ChainScores
+from moe.runs.protein_scores import ChainScores, Confidence
 
 PAGE, SCORES = 'protein_scores.html', 'protein_scores.json'
 _SHOWN = ('lDDT', 'lDDT, separation >= 12', 'TM', 'GDT_TS', 'RMSD')
@@ -40,19 +42,21 @@ def as_text(found: Sequence[ChainScores], command: str) -> str:
   rows = protein_scores.summarised(found, command)
   means = {(group, score.name): score.value for group, _, score, _ in rows}
   names = list(found[0].scores[protein_scores.HELIX])
+  text = lambda value: '' if np.isnan(value) else f'{value:.3f}'
   lines = []
   for group, title in _GROUPS.items():
     count = next((score.n for name, _, score, _ in rows if name == group), 0)
     if not count:
       continue
-    heads = ''.join(f'{kind:>15}' for kind in protein_scores.KINDS)
-    lines += ['', f'{title}: {count}', f'{"":26}{heads}']
+    heads = ''.join(f'{kind:>14}' for kind in protein_scores.KINDS)
+    lines += ['', f'{title}: {count}', f'{"":33}{heads}']
     for name in names:
       values = (
         means.get((group, f'{kind}: {name}'), float('nan'))
         for kind in protein_scores.KINDS
       )
-      lines.append(f'{name:26}' + ''.join(f'{value:15.3f}' for value in values))
+      cells = ''.join(f'{text(value):>14}' for value in values)
+      lines.append(f'{name:33}{cells}'.rstrip())
     lines += [
       f'{score.name:50}{score.value:.3f}'
       for name, kind, score, _ in rows
@@ -60,9 +64,21 @@ def as_text(found: Sequence[ChainScores], command: str) -> str:
       and kind == protein_scores.MODEL
       and score.name.removeprefix('model: ') not in names
     ]
-  pearson = protein_scores.confidence(found)
-  lines += ['', f'Pearson correlation of pLDDT and lDDT {pearson:.2f}']
+  known = protein_scores.confidence(found)
+  lines += [
+    '',
+    f'pLDDT and lDDT: Pearson correlation {known.by_chain:.2f} over chains,'
+    f' {known.by_residue:.2f} over residues; calibration error'
+    f' {known.error:.3f}',
+  ]
   return '\n'.join(lines)
+
+
+def _calibration(known: Confidence) -> list[tuple[str, ...]]:
+  rows = [('pLDDT at least', 'residues', 'mean pLDDT', 'mean lDDT')]
+  for least, count, plddt, lddt in known.bins:
+    rows.append((f'{least:.1f}', str(count), f'{plddt:.3f}', f'{lddt:.3f}'))
+  return rows
 
 
 def write(
@@ -83,12 +99,16 @@ def write(
     The file of the page.
   """
   rows = protein_scores.summarised(found, command)
-  pearson = protein_scores.confidence(found)
+  known = protein_scores.confidence(found)
   directory.mkdir(parents=True, exist_ok=True)
+  or_none = lambda value: None if np.isnan(value) else value
   content = {
     'model': origin._asdict(),
     'command': command,
-    'plddt_lddt_pearson': None if pearson != pearson else pearson,
+    'plddt_lddt_pearson': or_none(known.by_chain),
+    'plddt_lddt_pearson_of_residues': or_none(known.by_residue),
+    'plddt_calibration_error': or_none(known.error),
+    'plddt_calibration': known.bins,
     'scores': [
       {'group': group, **score.as_json(), 'quartiles': quartiles}
       for group, _, score, quartiles in rows
@@ -111,7 +131,8 @@ def write(
     'protein_scores_page.html',
     title='Scores of a folding model',
     origin=origin,
-    pearson=f'{pearson:.2f}',
+    known=known,
+    bins=_calibration(known),
     groups={
       title: table(rows, group)
       for group, title in _GROUPS.items()

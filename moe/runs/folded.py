@@ -153,9 +153,9 @@ class FoldingModel:
     return needed
 
   def memory(self, length: int) -> float:
-    """GB that the pairs of a chain need; other activations need far less."""
+    """GB that the activations of a chain need, in float32."""
     size = next((b for b in BUCKETS if b >= length), length)
-    return 4e-9 * size**2 * self.functional.module.numbers_per_pair
+    return 4e-9 * self.functional.module.num_activations(size)
 
   @functools.cached_property
   def _read(self) -> Callable:

@@ -97,6 +97,11 @@ class FoldingRun:
     vocab_size = self.model.trunk.vocab_size
     bounds.at_least(least, 'VOCAB_SIZE', vocab_size, 'ids with the residues')
     rules.table(self.rules)
+    if self.model.trunk.parametrisation:
+      raise ValueError(
+        'PARAMETRISATION must be None for a folding model, since its parts'
+        ' beside the trunk have no rules: drop it.'
+      )
     self.model.check()
 
   @property

@@ -115,19 +115,33 @@ class Ladder:
     ]
 
 
+class Tried(NamedTuple):
+  """A run of the sweep. Its scores are means over the held-out tasks.
+
+  Attributes:
+    learning_rate: its learning rate.
+    tokens: training tokens.
+    bits_per_char: bits per character; None if the run has diverged.
+    nats_per_token: nats per token; None if the run has diverged.
+  """
+
+  learning_rate: float
+  tokens: int
+  bits_per_char: float | None
+  nats_per_token: float | None
+
+
 class Finished(NamedTuple):
   """The results of a ladder.
 
   Attributes:
-    rates: arm name -> (learning rate, training tokens, bits per character) of
-      each run of the sweep. The bits are the mean over the held-out tasks; they
-      are None if the run has diverged.
+    rates: arm name -> the runs of the sweep, by their learning rates.
     best: arm name -> its best learning rate.
     directories: arm name -> work directories of the runs at the best rate, in
       the order of their seeds.
   """
 
-  rates: dict[str, tuple[tuple[float, int, float | None], ...]]
+  rates: dict[str, tuple[Tried, ...]]
   best: dict[str, float]
   directories: dict[str, list[str]]
 
@@ -171,7 +185,7 @@ def run(
   runner.run(chosen)
   directories = collections.defaultdict(list)
   for entry in chosen:
-    if runner.score(entry) is None:
+    if runner.result(entry).bits_per_char is None:
       raise ValueError(
         f'{runner.directory(entry)} has diverged at the rate that was best in'
         ' the sweep: remove the directory, and raise --sweep_tokens or lower'
@@ -181,9 +195,18 @@ def run(
   return Finished(rates, best, dict(directories))
 
 
-def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
+def _scored(rates: Sequence[Tried]) -> list[tuple[float, float]]:
+  """(bits per character, learning rate) of the runs that have not diverged."""
+  return [
+    (run.bits_per_char, run.learning_rate)
+    for run in rates
+    if run.bits_per_char is not None
+  ]
+
+
+def _best(ladder: Ladder, rates: Sequence[Tried]) -> float:
   """The best rate of a sweep; without a sweep, the only rate."""
-  scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
+  scored = _scored(rates)
   if rates and not scored:
     raise ValueError(
       'every learning rate of an arm has diverged: lower --learning_rates.'
@@ -191,15 +214,15 @@ def _best(ladder: Ladder, rates: Sequence[tuple]) -> float:
   return min(scored)[1] if scored else ladder.learning_rates[0]
 
 
-def _next_rate(rates: Sequence[tuple]) -> float | None:
+def _next_rate(rates: Sequence[Tried]) -> float | None:
   """The rate to try next; None if the best rate has a neighbour on each side.
 
   The result is also None if there are no rates.
   """
   if not rates:
     return None
-  every = [rate for rate, *_ in rates]
-  scored = [(bits, rate) for rate, _, bits in rates if bits is not None]
+  every = [run.learning_rate for run in rates]
+  scored = _scored(rates)
   # `every` includes the rates that diverged, so they count as neighbours.
   best = min(scored)[1] if scored else min(every)
   if best == min(every):
@@ -226,24 +249,21 @@ class _Runner:
     name = f'{tokens}_rate_{entry.learning_rate:g}_seed_{entry.seed}'
     return self._workdir / entry.arm.name / name
 
-  def score(self, entry: Entry) -> float | None:
-    """Mean bits per character over the held-out tasks, at the end.
-
-    None if the run has diverged.
-    """
+  def result(self, entry: Entry) -> Tried:
+    """The scores of a run at its end."""
     directory = self.directory(entry)
-    if (directory / _DIVERGED).exists():
-      return None
-    last = record_log.read(directory / 'eval.jsonl')[-1]['eval']
-    return statistics.fmean(task['bits_per_char'] for task in last.values())
+    scores = None, None
+    if not (directory / _DIVERGED).exists():
+      last = record_log.read(directory / 'eval.jsonl')[-1]['eval'].values()
+      scores = (
+        statistics.fmean(task[name] for task in last)
+        for name in ('bits_per_char', 'cross_entropy')
+      )
+    return Tried(entry.learning_rate, entry.tokens, *scores)
 
-  def rates(self, entries: Iterable[Entry], arm: Arm) -> tuple[tuple, ...]:
-    """(learning rate, tokens, score) of an arm's runs; see `Finished.rates`."""
-    found = [
-      (entry.learning_rate, entry.tokens, self.score(entry))
-      for entry in entries
-      if entry.arm == arm
-    ]
+  def rates(self, entries: Iterable[Entry], arm: Arm) -> tuple[Tried, ...]:
+    """The runs of an arm, by their learning rates."""
+    found = [self.result(entry) for entry in entries if entry.arm == arm]
     return tuple(sorted(found))
 
   def run(self, entries: Sequence[Entry]) -> None:
@@ -339,4 +359,5 @@ class _Runner:
       atomic_files.write_file(directory / _DIVERGED, last)
       _logger.info(f'  diverged after {took}')
       return
-    _logger.info(f'  {self.score(entry):.4f} bits per character, {took}')
+    bits = self.result(entry).bits_per_char
+    _logger.info(f'  {bits:.4f} bits per character, {took}')

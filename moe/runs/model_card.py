@@ -116,6 +116,9 @@ def _sizes(counts: dict[str, Any], run) -> dict[str, Any]:
     'parameters': _number(counts.get('params_total')),
     'active for a token': _number(counts.get('params_active')),
     'FLOPs of a token, forward': _number(counts.get('flops_per_token_forward')),
+    'FLOPs of a token, optimizer': _number(
+      counts.get('flops_per_token_optimizer')
+    ),
     'context': run.data.sequence_length,
     'vocabulary': run.model.vocab_size,
   }

@@ -3,19 +3,31 @@
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from moe.evaluate import structure_baselines as baselines
 from moe.evaluate import structures
 from moe.evaluate.score import Score
-from moe.modalities import protein, torsions
+from moe.modalities import protein, residues, torsions
 from moe.modalities.protein import Chain
-from moe.runs.folded import FoldingModel, Prediction
+from moe.objectives import violations
+from moe.runs.folded import BUCKETS, FoldingModel, Prediction
+from moe.types import Array
 
 MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
-KINDS = (MODEL, HELIX, RANDOM, NEAREST)
+# These two have contacts alone: how often residues touch at each separation,
+# and what the model says of the chain with its residues in a random order.
+SEPARATION, SHUFFLED = 'separation', 'shuffled'
+KINDS = (MODEL, HELIX, RANDOM, NEAREST, SEPARATION, SHUFFLED)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
-_LOWER = ('RMSD', 'clashes', 'CA step off 3.8')
+_LOWER = (
+  'RMSD',
+  'clashes',
+  'CA step off 3.8',
+  'wrong peptide bond',
+  'clashing residue',
+)
 # (part, least separation) of each precision of contacts. A precision is the
 # share of true contacts among the L / part pairs with the highest scores, for a
 # chain of L residues.
@@ -32,6 +44,7 @@ class ChainScores(NamedTuple):
     alignment: score of the alignment with the nearest training chain.
     identity: share of equal residues in this alignment.
     scores: kind, one of `KINDS` -> name of the score -> value.
+    confidence: float [I, 2], pLDDT and lDDT of each residue.
   """
 
   name: str
@@ -40,6 +53,7 @@ class ChainScores(NamedTuple):
   alignment: int
   identity: float
   scores: dict[str, dict[str, float]]
+  confidence: np.ndarray
 
   @property
   def is_novel(self) -> bool:
@@ -87,20 +101,48 @@ def score_chains(
   # Two chains may have the same name, and `fold` changes the order. So we give
   # the chains numbers.
   sequences = {str(i): chain.sequence for i, chain in enumerate(chains)}
+  sequences |= {
+    f'{SHUFFLED} {i}': _shuffled(chain.sequence, i)
+    for i, chain in enumerate(chains)
+  }
   found = {
     one.chain.name: one for one in model.fold(sequences, recycles, memory_limit)
   }
+  longest = max(chain.codes.size for chain in chains)
+  shares = baselines.contact_shares(training, longest)
   return [
-    _of_chain(chain, found[str(i)], training, i)
+    _of_chain(
+      chain,
+      (found[str(i)], found[f'{SHUFFLED} {i}']),
+      (training, shares),
+      i,
+    )
     for i, chain in enumerate(chains)
   ]
 
 
+def _shuffled(sequence: str, seed: int) -> str:
+  """The sequence with its residues in a random order."""
+  return ''.join(np.random.default_rng(seed).permutation(list(sequence)))
+
+
 def _of_chain(
-  chain: Chain, found: Prediction, training: Sequence[Chain], number: int
+  chain: Chain,
+  folds: tuple[Prediction, Prediction],
+  training: tuple[Sequence[Chain], np.ndarray],
+  number: int,
 ) -> ChainScores:
+  """Scores a chain.
+
+  Args:
+    chain: the true chain.
+    folds: the prediction, and that of the shuffled sequence.
+    training: the training chains, and `baselines.contact_shares` of them.
+    number: seed of the random walk.
+  """
   true, size = chain.atoms[:, 1].astype(np.float64), chain.codes.size
-  near = baselines.nearest(chain, training)
+  near = baselines.nearest(chain, training[0])
+  found, shuffled = folds
   points = {
     MODEL: found.chain.atoms[:, 1].astype(np.float64),
     HELIX: baselines.helix(size),
@@ -108,16 +150,57 @@ def _of_chain(
     NEAREST: near.points,
   }
   scores = {kind: of_points(x, true) for kind, x in points.items()}
+  for kind, x in points.items():
+    scores[kind]['Q3'] = structures.q3(chain, x)
+  apart = np.arange(size)
+  touching = {kind: structures.nearness(x) for kind, x in points.items()} | {
+    MODEL: found.contacts,
+    SEPARATION: training[1][np.abs(apart - apart[:, None])],
+    SHUFFLED: shuffled.contacts,
+  }
   cb = np.asarray(torsions.ideal_cb(chain.atoms))
-  for part, least in _CONTACTS:
-    name = f'contacts P@L/{part}, separation >= {least}'
-    scores[MODEL][name] = structures.contact_precision(
-      found.contacts, cb, least, part
-    )
+  for kind, score in touching.items():
+    of_kind = scores.setdefault(kind, {})
+    for part, least in _CONTACTS:
+      name = f'contacts P@L/{part}, separation >= {least}'
+      of_kind[name] = structures.contact_precision(score, cb, least, part)
+  scores[MODEL] |= _violations(found.chain)
   scores[MODEL]['pLDDT'] = float(found.plddt.mean())
+  lddt = structures.lddt_by_residue(points[MODEL], true)
   return ChainScores(
-    chain.name, size, near.name, near.score, near.identity, scores
+    chain.name,
+    size,
+    near.name,
+    near.score,
+    near.identity,
+    scores,
+    np.stack([found.plddt, lddt], axis=1),
   )
+
+
+@jax.jit
+def _violated(*chain: Array) -> tuple[Array, Array]:
+  """Bool [I] twice: wrong peptide bonds, and clashes, of each residue."""
+  bonds, clashes = violations.bond_violations, violations.clashes
+  return bonds(*chain)[1], clashes(*chain)[1]
+
+
+def _violations(chain: Chain) -> dict[str, float]:
+  """Shares of residues with violations, as AlphaFold 2 defines them."""
+  size = chain.codes.size
+  slots = slice(None if chain.has_side_chains else len(residues.BACKBONE))
+  atoms, mask = chain.atoms[:, slots], chain.mask[:, slots]
+  # Chains are padded, since JAX compiles for each shape.
+  more = next(b for b in BUCKETS if b >= size) - size
+  padded = (
+    np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
+    for x in (chain.codes, chain.numbers, atoms, mask)
+  )
+  bonds, clashes = _violated(*padded)
+  return {
+    'wrong peptide bond': float(np.mean(bonds[:size])),
+    'clashing residue': float(np.mean(clashes[:size])),
+  }
 
 
 def of_points(points: np.ndarray, true: np.ndarray) -> dict[str, float]:
@@ -180,16 +263,52 @@ def summarised(
   return rows
 
 
-def confidence(found: Sequence[ChainScores]) -> float:
-  """Pearson's correlation of mean pLDDT and lDDT over chains.
+class Confidence(NamedTuple):
+  """How well pLDDT tells lDDT.
 
-  NaN for fewer than three chains, and if one of the two is constant.
+  Attributes:
+    by_chain: Pearson's correlation of the two means of each chain; NaN for
+      fewer than three chains, and if a mean is constant.
+    by_residue: Pearson's correlation over all residues.
+    error: mean distance between pLDDT and lDDT over the bins, weighted by
+      residues (expected calibration error, Guo et al. 2017,
+      https://arxiv.org/abs/1706.04599).
+    bins: (lower edge of pLDDT, residues, mean pLDDT, mean lDDT) of each bin
+      that has residues.
   """
-  plddt = [one.scores[MODEL]['pLDDT'] for one in found]
-  lddt = [one.scores[MODEL]['lDDT'] for one in found]
-  if len(found) < 3 or np.std(plddt) < 1e-9 or np.std(lddt) < 1e-9:
+
+  by_chain: float
+  by_residue: float
+  error: float
+  bins: list[tuple[float, int, float, float]]
+
+
+def confidence(found: Sequence[ChainScores], num_bins: int = 10) -> Confidence:
+  """Compares pLDDT with lDDT, over chains and over residues."""
+  of_chains = [
+    (x.scores[MODEL]['pLDDT'], x.scores[MODEL]['lDDT']) for x in found
+  ]
+  both = np.concatenate([one.confidence for one in found])
+  both = both[~np.isnan(both).any(axis=1)]
+  place = np.minimum((both[:, 0] * num_bins).astype(int), num_bins - 1)
+  bins = [
+    (number / num_bins, len(part), *part.mean(axis=0).tolist())
+    for number in range(num_bins)
+    if len(part := both[place == number])
+  ]
+  off = sum(count * abs(plddt - lddt) for _, count, plddt, lddt in bins)
+  return Confidence(
+    _pearson(np.array(of_chains)),
+    _pearson(both),
+    off / len(both) if len(both) else float('nan'),
+    bins,
+  )
+
+
+def _pearson(pairs: np.ndarray) -> float:
+  if len(pairs) < 3 or (pairs.std(axis=0) < 1e-9).any():
     return float('nan')
-  return float(np.corrcoef(plddt, lddt)[0, 1])
+  return float(np.corrcoef(pairs.T)[0, 1])
 
 
 def as_json(found: Sequence[ChainScores]) -> list[dict[str, Any]]:
@@ -202,6 +321,10 @@ def as_json(found: Sequence[ChainScores]) -> list[dict[str, Any]]:
       **one._asdict(),
       'is_novel': one.is_novel,
       'scores': {kind: clean(of) for kind, of in one.scores.items()},
+      'confidence': [
+        [round(float(plddt), 4), None if np.isnan(lddt) else round(lddt, 4)]
+        for plddt, lddt in one.confidence
+      ],
     }
     for one in found
   ]

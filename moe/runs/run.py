@@ -239,8 +239,8 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
       found = of_groups(name, is_orthogonal)
       if not scales:
         return found
-      width = run.model.d_model
-      return found.times(Factors(*scales.factors(name, is_orthogonal, width)))
+      rate = scales.rate(name, is_orthogonal, run.model.d_model)
+      return found.times(Factors(rate_alone=rate))
 
     options['factors'] = factors
   return optimizers.build(

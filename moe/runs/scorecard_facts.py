@@ -158,12 +158,16 @@ def cost_of(workdir: str, step: int) -> dict[str, Any]:
     'parameters, total': facts.get('params_total'),
     'parameters, active per token': facts.get('params_active'),
     'FLOPs per token, forward': facts.get('flops_per_token_forward'),
+    'FLOPs per token, optimizer': facts.get('flops_per_token_optimizer'),
     'training steps': step,
     'training tokens': tokens,
     'hours of training, measured': _hours(record.get('time', {})),
   }
   if tokens and facts.get('flops_per_token_train'):
-    flops = tokens * facts['flops_per_token_train']
+    # Runs of earlier versions have no record of the optimizer's FLOPs. Their
+    # optimizers had almost none.
+    optimizer = facts.get('flops_per_token_optimizer', 0)
+    flops = tokens * (facts['flops_per_token_train'] + optimizer)
     peak = topology.CHIPS[CHIP].peak['bfloat16']
     hours = flops / (SHARE_OF_PEAK * peak) / 3600
     found |= {

@@ -7,6 +7,7 @@ import jax
 
 from moe.optim import muon, storage
 from moe.optim.matrices import Matrix, division, matrix_of
+from moe.parallel.mesh import DATA
 from moe.types import PyTree
 
 # Bytes of one number in Muon's products, which use float32.
@@ -18,9 +19,10 @@ class Transfer:
   """A collective of an update.
 
   Attributes:
-    kind: 'all-to-all' or 'all-reduce'.
+    kind: 'all-to-all', 'all-reduce' or 'all-gather'.
     axis: the mesh axis over which it runs.
-    num_bytes: bytes of a device's operand.
+    num_bytes: bytes of a device's operand; bytes of the result of an
+      all-gather.
     times: how often it runs in an update.
   """
 
@@ -104,7 +106,7 @@ def update(opt_state: PyTree, params: PyTree) -> Update:
     batch, rows = matrix.batch // parts[0], matrix.sides[0]
     own = batch * rows * (matrix.sides[1] // parts[2])
     gram = batch * rows * rows
-    total += muon.flops(matrix) / shared.num_parts
+    total += muon.flops(matrix, (parts[0], parts[2]))
     # Three arrays have the size of the matrix X: the stored momentum, X, and
     # the next X. Three have the size of X X^T: this product, its square, and
     # the weighted sum of both.
@@ -115,9 +117,21 @@ def update(opt_state: PyTree, params: PyTree) -> Update:
       for axis in after
       if axis not in before and any(axis in axes for axes in shared.stored)
     ]
-    transfers += [Transfer('all-to-all', a, _FULL * own, 2) for a in moved]
+    stored = {axis for axes in shared.stored for axis in axes}
+    copies = [axis for axis in shared.used[0] if axis not in stored]
+    exchanged = own * math.prod(sizes[axis] for axis in copies)
+    transfers += [
+      Transfer('all-to-all', a, _FULL * exchanged, 2) for a in moved
+    ]
     transfers += [
       Transfer('all-reduce', a, _FULL * gram, muon.STEPS)
       for a in shared.used[2]
     ]
+    # Devices along the axes `copies` have the same part of the parameter. They
+    # share its matrices, so each of them must get the others' updates. The
+    # gather over 'data' is left out, since each optimizer has it.
+    for axis in reversed(copies):
+      own *= sizes[axis]
+      if axis != DATA:
+        transfers.append(Transfer('all-gather', axis, _FULL * own, 1))
   return Update(total, working, tuple(transfers))

@@ -102,7 +102,8 @@ def status(
   left = '' if left is None else f', {duration(left)} left'
   parts = [f'step {step:,}/{total_steps:,} ({percent}%{left})']
   if record.get('loss') is not None:
-    parts.append(f'loss {record["loss"]:.3f}')
+    # The total has auxiliary terms, too; the score has none of them.
+    parts.append(f'total loss {record["loss"]:.3f}')
   if record.get(score.name) is not None:
     parts.append(f'{record[score.name]:.3f} {score.unit}')
   if timing.get(speed):

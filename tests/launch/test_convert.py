@@ -104,6 +104,7 @@ def test_the_card_says_size_data_and_limits(exported):
   assert card.startswith('---\nlicense: "apache-2.0"\n')
   for words in (
     '2 experts, 2 of them active',
+    'FLOPs of a token, optimizer',
     'builtin',
     '## Limits',
     '## Cite',

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from launch import evaluate
+from launch import evaluate, train
 from launch.configs import configuration
 from moe.data.store import write_store
 from moe.infer import decode
 from moe.modalities.text import Vocabulary
 from moe.runs import scoring, trained
+from moe.train import record_log
+from tests.launch import tiny_run
 
 # Nats per token of a uniform model with 320 tokens.
 UNIFORM_NATS = math.log(320)
@@ -33,6 +35,26 @@ def text_file(tmp_path):
   lines = ['春眠不覺曉', '花\\n落龘', '', '夜來風雨聲，' * 25]
   path.write_text('\n'.join(lines), encoding='utf-8')
   return path
+
+
+@pytest.mark.slow
+def test_a_stride_of_a_whole_window_gives_the_score_of_training(
+  tmp_path, capsys
+):
+  pytest.importorskip('seqio')
+  steps = [
+    f'--gin.{n}=2' for n in ('TRAIN_STEPS', 'EVAL_PERIOD', 'SAVE_PERIOD')
+  ]
+  # The 8 devices of the tests need a batch of 8 rows.
+  flags = [*tiny_run.FLAGS, *steps, '--gin.BATCH_SIZE=8']
+  assert train.main([*flags, f'--workdir={tmp_path}']) == 0
+  capsys.readouterr()
+  found = record_log.read(tmp_path / 'eval.jsonl')[-1]['eval']
+  flags = [f'--checkpoint={tmp_path}', '--task=builtin_couplets']
+  code, report, _ = run_main(capsys, *flags, '--stride=32')
+  assert code == 0
+  recorded = found['builtin_couplets']['bits_per_char']
+  assert report['bits_per_char'] == pytest.approx(recorded, rel=1e-5)
 
 
 def test_a_uniform_model_has_the_scores_worked_out_by_hand(

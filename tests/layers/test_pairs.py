@@ -99,3 +99,33 @@ def test_the_transition_of_pairs_gives_the_known_output(dtype):
   error = DTYPES[dtype]
   atol = error * np.abs(expected).max()
   np.testing.assert_allclose(y, expected, rtol=error, atol=atol)
+
+
+def test_triangle_attention_by_parts_is_that_of_the_whole(monkeypatch):
+  random = np.random.RandomState(0)
+  pair = random.randn(2, 6, 6, 4).astype('f4')
+  valid = np.arange(6) < np.array([[6], [4]])
+  layer = pairs.TriangleAttention(True, 2, 3)
+  made = layer.init(jax.random.key(0), pair, valid)
+  params = jax.tree.map(lambda x: random.randn(*x.shape).astype('f4'), made)
+
+  def both(pair):
+    y = layer.apply(params, pair, valid)
+    return jnp.sum(jnp.square(y)), y
+
+  whole = jax.value_and_grad(both, has_aux=True)(pair)
+  # One row of the pairs of both chains has 2 * 6 * 6 scores in each head.
+  monkeypatch.setattr(pairs, 'MOST_SCORES', 2 * (2 * 6 * 6) * 2)
+  assert pairs.num_parts((2, 6, 6), 2) == 3
+  parts = jax.value_and_grad(both, has_aux=True)(pair)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+    whole,
+    parts,
+  )
+
+
+def test_long_rows_are_attended_one_by_one():
+  assert pairs.num_parts((8, 64, 64), 4) == 1
+  assert pairs.num_parts((1, 1024, 1024), 4) == 32
+  assert pairs.num_parts((1, 8192, 8192), 4) == 8192

@@ -90,3 +90,22 @@ def test_a_long_chain_is_read_whole(monkeypatch):
 def test_a_limit_for_blocks_is_refused():
   with pytest.raises(ValueError, match='LONGEST_BLOCK=8 must be 0'):
     folding_cases.configured(LONGEST_BLOCK=8)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_pass_is_about_that_of_the_compiler():
+  run = folding_cases.configured(TRIANGLE_HEADS=4).run
+  functional, _, _ = run.functional(jax.devices()[:1])
+  batch = folding_cases.batch(run, 128, (128,))
+  params, state = jax.eval_shape(
+    lambda: functional.init(jax.random.key(0), batch)[:2]
+  )
+
+  def fold(params, state):
+    s, pair, _ = functional.read(params, state, batch, None, False)
+    return functional.fold(params, (s, pair, batch), None, None, False)
+
+  compiled = jax.jit(fold).lower(params, state).compile()
+  needed = compiled.memory_analysis().temp_size_in_bytes
+  said = 4 * functional.module.num_activations(128)
+  assert 0.7 < needed / said < 1.3

@@ -48,7 +48,7 @@ def change_of_logits(width, num_layers, parametrisation, made):
   factors = None
   if parametrisation:
     factors = lambda name, is_orthogonal: Factors(
-      *parametrisation.factors(name, is_orthogonal, width)
+      rate_alone=parametrisation.rate(name, is_orthogonal, width)
     )
   optimizer = optimizers.build(
     made(optax.constant_schedule(0.02), weight_decay=0.0, factors=factors)
@@ -119,13 +119,19 @@ def test_at_its_base_size_nothing_changes():
   ],
 )
 def test_rates_at_four_times_the_base_width(name, is_orthogonal, rate):
-  found = CompleteP(16, 2).factors(name, is_orthogonal, 64)
-  # The product of learning rate and weight decay must not change.
-  assert found == (rate, 1 / rate)
+  assert CompleteP(16, 2).rate(name, is_orthogonal, 64) == rate
 
 
 def test_residual_branches_of_a_deeper_model_count_less():
   assert CompleteP(16, 2).residual_scale(8) == 0.25
+
+
+def test_a_model_with_another_scale_of_embeddings_is_refused():
+  # The rule for tables assumes the factor sqrt(width).
+  with pytest.raises(ValueError, match='EMBEDDING_SCALE must be None'):
+    factories.make_decoder(
+      decoder={'parametrisation': CompleteP(16, 2), 'embedding_scale': 1.0}
+    )
 
 
 def test_a_base_size_of_zero_is_refused():

@@ -12,8 +12,8 @@ CONSTANT = optax.constant_schedule(0.5)
 
 def test_factors_of_all_groups_that_match_in_full_are_multiplied():
   of = groups.factors_of((('.*/router', 2.0, 0.0), ('moe/.*', 0.5, 3.0)))
-  assert of('moe/router') == Factors(1.0, 0.0)
-  assert of('moe/w_up') == Factors(0.5, 3.0)
+  assert of('moe/router') == Factors(1.0, 0.0, is_in_group=True)
+  assert of('moe/w_up') == Factors(0.5, 3.0, is_in_group=True)
   assert of('some/moe/w_up') == Factors(1.0, 1.0)
 
 
@@ -65,6 +65,38 @@ def test_a_group_has_its_rate_and_its_decay_of_muon():
   np.testing.assert_allclose(
     moved(got, 'router'), moved(plain, 'router'), rtol=1e-4
   )
+
+
+def test_muon_decays_only_those_routers_that_a_group_names():
+  factors = groups.factors_of((('.*router', 1.0, 1.0),))
+  found = [
+    updated(
+      optimizers.build(optimizers.muon(CONSTANT, factors=of), clip_norm=0)
+    )
+    for of in (None, factors)
+  ]
+  # Adam's first update is the sign of the gradient. With decay, the router
+  # becomes 2 - 0.5 (1 + 0.1 x 2).
+  np.testing.assert_allclose(found[0]['router'], [[1.5]], rtol=1e-5)
+  np.testing.assert_allclose(found[1]['router'], [[1.4]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('made', 'w'),
+  [
+    # The update is 0.25 of the sign and the whole decay: w becomes w - 0.5
+    # (0.25 + 0.1 w).
+    (optimizers.adamw, [[1.775, -3.925]]),
+    # The decay does not depend on the learning rate: w becomes w - 0.125 - 0.1
+    # w.
+    (optimizers.adafactor, [[1.675, -3.725]]),
+  ],
+)
+def test_a_factor_of_the_rate_alone_does_not_change_the_decay(made, w):
+  of = lambda name, is_orthogonal: Factors(rate_alone=0.25)
+  optimizer = made(CONSTANT, weight_decay=0.1, factors=of)
+  got = updated(optimizers.build(optimizer, clip_norm=0))
+  np.testing.assert_allclose(got['w_DF'], w, rtol=1e-4)
 
 
 def test_factors_of_one_change_nothing():

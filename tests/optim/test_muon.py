@@ -250,7 +250,6 @@ def test_whole_matrices_are_shared_before_columns_are_divided():
   stack = matrices.matrix_of(EXPERTS, (LAYERS, E, D, F))
   shared = matrices.division(stack, named(None, 'expert', 'fsdp', 'model'))
   assert shared.used == (('expert', 'fsdp', 'model'), (), ())
-  assert shared.num_parts == 8
   alone = matrices.matrix_of(DENSE, (D, F))
   shared = matrices.division(alone, named('fsdp', 'model'))
   assert shared.used == ((), (), ('fsdp', 'model'))

@@ -131,6 +131,19 @@ def test_a_plan_tells_modalities_apart(facts):
   assert any('image' in line and '75.0% of tokens' in line for line in lines)
 
 
+def test_a_plan_counts_the_block_that_predicts_two_tokens_ahead():
+  plain = plan.plan_shapes(cases.loaded())
+  facts = plan.plan_shapes(cases.loaded(PREDICTS_AHEAD=True))
+  for name in ('params_active', 'flops_per_token_forward'):
+    assert facts[name] == plain[name]
+  # The block has products with its parameters and with the table of 16384 x
+  # 1024. Its attention has 8 heads of 128 features and 1024 keys on average.
+  block = facts['params_total'] - plain['params_total']
+  ahead = 2 * (block + 16384 * 1024) + 4 * 8 * 128 * 1024
+  more = facts['flops_per_token_train'] - plain['flops_per_token_train']
+  assert more == 3 * ahead
+
+
 def test_a_plan_counts_products_and_state_of_muon():
   files = [*cases.FILES, 'runs/muon.gin']
   bindings = [f'{k}={v}' for k, v in cases.MACROS.items()]
@@ -142,6 +155,8 @@ def test_a_plan_counts_products_and_state_of_muon():
   step = 5 * (4 * 1024**2 * 4096 + 2 * 1024**3)
   experts = 4 * 16 * 3 * step / (64 * 2048)
   assert experts < facts['flops_per_token_optimizer'] < 1.2 * experts
+  of_token = facts['flops_per_token_train'] + facts['flops_per_token_optimizer']
+  assert facts['flops'] == facts['tokens'] * of_token
   # Muon stores one moment of each matrix. AdamW stores two moments of the table
   # of 16384 x 1024.
   wanted = plain['optimizer_bytes'] / 2 + 4 * 16384 * 1024

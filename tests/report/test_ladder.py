@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe.report import comparison, corpora, ladder, ladder_page
-from moe.runs.ladder import Finished
+from moe.runs.ladder import Finished, Tried
 from moe.scale import joint_law
 
 BITS = {'dense': (8.0, 7.0, 6.5), 'sparse': (7.9, 6.5, 5.9)}
@@ -57,7 +57,8 @@ def summarised(tmp_path, curves, seeds, worse):
     ]
     for arm, bits in curves.items()
   }
-  rates = {arm: ((0.01, 100, 7.0), (0.02, 100, None)) for arm in curves}
+  tried = Tried(0.01, 100, 7.0, 4.0), Tried(0.02, 100, None, None)
+  rates = dict.fromkeys(curves, tried)
   found = Finished(rates, dict.fromkeys(curves, 0.01), directories)
   configured = lambda path: (int(path.read_text()), ('mix', 'verse', 'law'))
   read = lambda directory: comparison.read_run(directory, configured)
@@ -72,7 +73,8 @@ def summary(tmp_path):
 
 
 def test_an_arm_that_always_diverged_has_no_points(summary, tmp_path):
-  summary['rates']['sparse'] = [(rate, 100, None) for rate in (0.01, 0.02)]
+  diverged = [Tried(rate, 100, None, None) for rate in (0.01, 0.02)]
+  summary['rates']['sparse'] = diverged
   ladder_page.write(summary, tmp_path / 'ladder.html')
   assert 'learning rate' in (tmp_path / 'ladder.html').read_text('utf-8')
 
@@ -145,6 +147,37 @@ def test_the_page_has_curves_tables_and_loads(summary, tmp_path):
   assert '2 k tokens' in page and '72%' in page
   assert 'verse, gain of sparse' in page
   assert ladder_page.as_text(summary).startswith('arm')
+
+
+def test_a_picture_has_the_curves_of_all_tasks(summary, tmp_path):
+  ladder_page.write_picture(summary, tmp_path / 'ladder.svg')
+  picture = (tmp_path / 'ladder.svg').read_text(encoding='utf-8')
+  assert picture.startswith('<?xml') and 'var(--' not in picture
+  for words in ('verse, bits per character', 'law, bits', 'gain on dense'):
+    assert words in picture
+
+
+def test_a_table_has_the_loss_at_each_rate(summary):
+  summary['rates'] = {
+    'dense': (
+      Tried(0.01, 100, 7.2, 4.1),
+      Tried(0.02, 100, 7.0, 4.0),
+      Tried(0.04, 100, None, None),
+    ),
+    'sparse': (Tried(0.02, 100, 6.9, 3.93), Tried(0.04, 100, 6.8, 3.9)),
+  }
+  _, *rows = ladder_page.rates_table(summary)
+  # The rate 0.04 is twice the best rate of the dense arm. The sparse arm loses
+  # 3.93 - 3.90 nats if it takes the dense arm's rate.
+  assert rows == [
+    ['dense', '0.01', '7.2000', '4.1000', '+0.1000', '-1.0', ''],
+    ['dense', '0.02', '7.0000', '4.0000', '+0.0000', '+0.0', 'best'],
+    ['dense', '0.04', '–', '–', '–', '–', 'diverged'],
+    ['sparse', '0.02', '6.9000', '3.9300', '+0.0300', '+0.0', ''],
+    ['sparse', '0.04', '6.8000', '3.9000', '+0.0000', '+1.0',
+     'best, no higher rate was tried'],
+  ]  # fmt: skip
+  assert 'no higher rate was tried' in ladder_page.as_text(summary)
 
 
 def test_the_loads_say_which_experts_serve_a_corpus(summary):

@@ -25,6 +25,16 @@ def test_every_yes_names_tests_that_exist(feature, ours):
   assert named and named <= defined
 
 
+def test_every_test_of_the_recipe_exists():
+  found = re.findall(r'\[tests\]\(([^)]*)\)([^|]*)', TEXT)
+  assert len(found) > 5
+  for path, cell in found:
+    tree = ast.parse((PAGE.parent / path).read_text())
+    defined = {node.name for node in tree.body if hasattr(node, 'name')}
+    named = set(re.findall(r'`(test_\w+)`', cell))
+    assert named and named <= defined, path
+
+
 def test_every_feature_of_ours_is_yes_or_says_no():
   rows = re.findall(r'^\| [^|]* \| (\S+)', TEXT.split('## ')[0], re.MULTILINE)
   assert len(OURS) == sum(cell.startswith('[yes]') for cell in rows) > 20

@@ -31,7 +31,8 @@ if bound.get('NUM_EXPERTS') == '3':
   sys.exit(print('error: no disk') or 2)
 best = 4 if bound.get('DENSE_TWIN') else 1
 bits = abs(math.log2(rate / best)) + 5
-scores = {'step': 1, 'eval': {'verse': {'bits_per_char': bits}}}
+verse = {'bits_per_char': bits, 'cross_entropy': bits / 2}
+scores = {'step': 1, 'eval': {'verse': verse}}
 (workdir / 'eval.jsonl').write_text(json.dumps(scores) + '\\n')
 (workdir / 'run.json').write_text('{}')
 """
@@ -61,7 +62,9 @@ def test_each_arm_gets_its_own_best_rate_beyond_those_given(train, tmp_path):
 
 def test_a_rate_that_diverges_is_a_neighbour(train, tmp_path):
   found = ladder.run(made((8.0, 16.0)), train, str(tmp_path / 'out'))
-  assert found.rates['dense'][-1] == (16.0, 200, None)
+  assert found.rates['dense'][-1] == (16.0, 200, None, None)
+  # The best rate is 4, so 8 is one step of a factor 2 away from it.
+  assert found.rates['dense'][-2] == (8.0, 200, 6.0, 3.0)
   assert found.best['dense'] == 4
 
 

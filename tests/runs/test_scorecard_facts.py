@@ -1,5 +1,6 @@
-"""Facts of a scorecard that come from the manifests of token stores."""
+"""Facts of a scorecard that come from files of runs and of token stores."""
 
+import json
 import types
 
 from moe.runs import scorecard_facts
@@ -18,3 +19,12 @@ def test_only_the_built_in_corpora_have_their_licence():
   assert weights == ('weights', 'Apache-2.0')
   assert mine == ('mine', sources['mine'])
   assert 'no rights reserved' in builtin[1]
+
+
+def test_the_cost_of_a_run_includes_the_products_of_its_optimizer(tmp_path):
+  counts = {'flops_per_token_train': 6, 'flops_per_token_optimizer': 2}
+  (tmp_path / 'run.json').write_text(json.dumps(counts))
+  (tmp_path / 'log.jsonl').write_text('{"step": 3, "tokens": 100}\n')
+  cost = scorecard_facts.cost_of(str(tmp_path), 3)
+  assert cost['FLOPs per token, optimizer'] == 2
+  assert cost['FLOPs of training'] == 100 * (6 + 2)

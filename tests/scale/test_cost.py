@@ -70,6 +70,25 @@ def test_without_remat_every_product_runs_three_times():
   assert executed() == (FORWARD, 3 * FORWARD)
 
 
+def test_only_a_training_step_has_the_block_ahead_and_its_head():
+  parts = PARTS | {cost.AHEAD: cost.ParameterCount(30, 0)}
+  # The block has 30 parameters and the head 10. The block sees 16 / 2 = 8 keys
+  # on average, with 2 products of 2 FLOPs and a width of 2.
+  ahead = 2 * (30 + 10) + 2 * 2 * 8 * 2
+  assert cost.ahead_flops_per_token(parts, 10, 2, 16) == ahead
+  assert cost.ahead_flops_per_token(PARTS, 10, 2, 16) == 0
+  plain = cost.Execution(**SIZES, recomputed={})
+  assert cost.executed_flops_per_token(parts, plain) == (
+    FORWARD,
+    3 * FORWARD + 3 * ahead,
+  )
+  shares = cost.recomputed_shares('full', 1 / 3, False, True)
+  again = cost.Execution(**SIZES, recomputed=shares)
+  _, without = cost.executed_flops_per_token(PARTS, again)
+  _, step = cost.executed_flops_per_token(parts, again)
+  assert step == without + 4 * ahead
+
+
 @pytest.mark.parametrize(
   'policy, is_fused, again',
   [

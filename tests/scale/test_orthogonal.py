@@ -52,10 +52,10 @@ def test_frozen_matrices_cost_nothing():
 def test_devices_share_the_products_and_exchange_parts_of_matrices():
   mesh = make_mesh(MeshShape(data=1, fsdp=2, expert=2), jax.devices()[:4])
   done = orthogonal.update(state(optimizers.muon(RATE)), params(mesh))
-  # 8 matrices of experts are sharded over 4 devices. The matrix of the prefix
-  # is sharded only over the 2 devices of the axis fsdp. So the devices along
-  # the expert axis do the same work.
-  assert done.flops == 8 * ONE / 4 + ONE / 2
+  # 8 matrices of experts are sharded over 4 devices. The columns of the matrix
+  # of the prefix are sharded over the 2 devices of the axis fsdp, but both
+  # compute the square.
+  assert done.flops == 8 * ONE / 4 + 5 * (2 * 1536 / 2 + 1024)
   # Three float32 copies of 2 matrices [8, 12] and of their products [8, 8].
   assert done.working_bytes == 3 * 4 * 2 * (8 * 12 + 8 * 8)
   kinds = [(t.kind, t.axis, t.num_bytes, t.times) for t in done.transfers]
@@ -66,6 +66,28 @@ def test_devices_share_the_products_and_exchange_parts_of_matrices():
     ('all-to-all', 'fsdp', 4 * 2 * 8 * 12, 2),
     ('all-to-all', 'fsdp', 4 * 8 * 6, 2),
     ('all-reduce', 'fsdp', 4 * 8 * 8, 5),
+  ]
+
+
+def test_devices_that_share_whole_matrices_gather_the_update():
+  mesh = make_mesh(MeshShape(data=1, fsdp=2, expert=2), jax.devices()[:4])
+  shape, spec = (4, 8, 12), P(None, 'fsdp')
+  name = {'prefix': {'w_up_DF': 0}}
+  made = lambda sharding: jax.tree.map(
+    lambda _: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding), name
+  )
+  optimizer = optimizers.build(optimizers.muon(RATE), clip_norm=0)
+  opt_state = jax.eval_shape(optimizer.init, made(None))
+  placed = made(jax.NamedSharding(mesh, spec))
+  done = orthogonal.update(opt_state, placed)
+  # A device stores half of each of the 4 matrices. An exchange over fsdp gives
+  # it 2 whole matrices. Devices along 'expert' have copies of the parameter, so
+  # each of the two works on one of these matrices and needs the other update.
+  assert done.flops == ONE
+  kinds = [(t.kind, t.axis, t.num_bytes, t.times) for t in done.transfers]
+  assert kinds == [
+    ('all-to-all', 'fsdp', 4 * 2 * 8 * 12, 2),
+    ('all-gather', 'expert', 4 * 2 * 8 * 12, 1),
   ]
 
 

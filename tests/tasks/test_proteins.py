@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe.data.store import Store
-from moe.modalities import protein, torsions
+from moe.modalities import protein, residues, structure_writing, torsions
 from tasks import proteins, splits
 from tests import folding_cases, protein_data
 
@@ -54,6 +54,9 @@ class Few:
     yield chain(29)
     yield chain(41)
     yield chain(30, mask=np.zeros((30, 14), bool))
+
+  def unreadable(self, split):
+    return []
 
   def files_of(self, split):
     return []
@@ -123,3 +126,39 @@ def test_an_unknown_source_is_refused(tmp_path):
     proteins.prepare(['pdb'], 96, tmp_path)
   with pytest.raises(ValueError, match='must hold structures'):
     proteins.prepare(['./nothing'], 96, tmp_path)
+
+
+def structure(sequence, path):
+  size = len(sequence)
+  given = protein.of_backbone('c', sequence, chain(size).atoms[:, :4])
+  origin = structure_writing.Origin('by hand', '0' * 64)
+  path.write_text(structure_writing.pdb_text(given, np.ones(size), origin))
+
+
+def test_similar_chains_share_a_split_and_the_manifest_says_so(tmp_path):
+  random, letters = np.random.default_rng(0), np.array(list(residues.LETTERS))
+  one, two = (''.join(random.choice(letters[:20], 40)) for _ in range(2))
+  # By its name alone a file would be in this split.
+  held_out = [n for n in map(str, range(200)) if is_held_out(f'{n}.pdb')][:2]
+  trained = [n for n in map(str, range(200)) if not is_held_out(f'{n}.pdb')]
+  (tmp_path / 'mine').mkdir()
+  first, second = sorted((held_out[0], trained[-1]))
+  for name, sequence in (
+    (first, one),
+    (second, one[:30] + two[:10]),
+    (held_out[1], two),
+    (trained[0], ''.join(random.choice(letters[:20], 40))),
+  ):
+    structure(sequence, tmp_path / 'mine' / f'{name}.pdb')
+  source = proteins.Folder(str(tmp_path / 'mine'))
+  of = {s: {c.sequence for c in source.chains(s)} for s in splits.NAMES}
+  together = {one, one[:30] + two[:10]}
+  assert together <= of[splits.by_hash(f'{first}.pdb')]
+  dirs = proteins.prepare([str(tmp_path / 'mine')], 96, tmp_path)
+  stores = dirs[str(tmp_path / 'mine')]
+  assert Store(stores['validation']).manifest['highest_identity'] < 0.3
+  assert 'highest_identity' not in Store(stores['train']).manifest
+
+
+def is_held_out(name):
+  return splits.by_hash(name) == 'validation'

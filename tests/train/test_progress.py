@@ -254,10 +254,10 @@ def test_each_evaluation_adds_a_heat_map_of_the_loads(tmp_path):
 def test_without_a_terminal_there_are_few_plain_lines(tmp_path):
   seen = run(tmp_path, range(1, TOTAL + 1)).splitlines()
   assert seen == [
-    'step 1/40 (2%, 0:20 left)  loss 5.000  8.000 bits/char  2k tokens/s'
-    '  dropped 0.0%  imbalance 1.25',
-    'step 40/40 (100%, 0:00 left)  loss 0.125  0.200 bits/char  2k tokens/s'
-    '  dropped 0.0%  imbalance 1.25',
+    'step 1/40 (2%, 0:20 left)  total loss 5.000  8.000 bits/char'
+    '  2k tokens/s  dropped 0.0%  imbalance 1.25',
+    'step 40/40 (100%, 0:00 left)  total loss 0.125  0.200 bits/char'
+    '  2k tokens/s  dropped 0.0%  imbalance 1.25',
   ]
 
 
