@@ -46,6 +46,13 @@ def test_the_given_chains_have_a_gap_at_each_break():
   assert gaps == [protein.num_breaks(chain) for chain in given] and any(gaps)
 
 
+def structure(sequence, path):
+  size = len(sequence)
+  given = protein.of_backbone('c', sequence, chain(size).atoms[:, :4])
+  origin = structure_writing.Origin('by hand', '0' * 64)
+  path.write_text(structure_writing.pdb_text(given, np.ones(size), origin))
+
+
 class Few:
   splits = ('train',)
 
@@ -115,10 +122,12 @@ def test_a_folder_of_structures_becomes_stores(tmp_path):
 def test_a_folder_with_one_file_is_for_training(tmp_path):
   names = (f'{number}.pdb' for number in range(1000))
   name = next(n for n in names if splits.by_hash(n) == 'validation')
-  (tmp_path / name).write_text('')
+  structure('A' * 30, tmp_path / name)
   folder = proteins.Folder(str(tmp_path))
-  assert folder.files_of('train') == [f'{tmp_path}/{name}']
-  assert folder.files_of('validation') == []
+  assert len(list(folder.chains('train'))) == 1
+  assert not list(folder.chains('validation'))
+  # Another file may change the split of this one.
+  assert folder.files_of('validation') == [f'{tmp_path}/{name}']
 
 
 def test_an_unknown_source_is_refused(tmp_path):
@@ -126,13 +135,6 @@ def test_an_unknown_source_is_refused(tmp_path):
     proteins.prepare(['pdb'], 96, tmp_path)
   with pytest.raises(ValueError, match='must hold structures'):
     proteins.prepare(['./nothing'], 96, tmp_path)
-
-
-def structure(sequence, path):
-  size = len(sequence)
-  given = protein.of_backbone('c', sequence, chain(size).atoms[:, :4])
-  origin = structure_writing.Origin('by hand', '0' * 64)
-  path.write_text(structure_writing.pdb_text(given, np.ones(size), origin))
 
 
 def test_similar_chains_share_a_split_and_the_manifest_says_so(tmp_path):
