@@ -10,7 +10,8 @@ r"""Predicts what a run costs: python -m launch.plan FLAGS.
     does the same for two slices, and says what crosses the network between the
     slices
 --gin_file=FILE --topology=v5p:8x8x8 --search
-    proposes a mesh with its settings, and says why other meshes cannot work
+    proposes a mesh with its settings, and says why other meshes cannot work;
+    a folding model has no search
 
 A topology has three dims for v4, v5p and tpu7x, and two dims for v5e and v6e.
 No TPU is needed.
@@ -27,6 +28,7 @@ from launch.configs import configuration, flags
 from launch.later import Later
 from moe.scale import topology
 
+folding_plan = Later('moe.planning.folding_plan')
 plan = Later('moe.planning.plan')
 report = Later('moe.planning.report')
 search = Later('moe.planning.search')
@@ -58,7 +60,10 @@ def show(args: argparse.Namespace, overrides: list[str]) -> int:
   if args.search:
     facts = search.propose(load([]), slice_, load)
   else:
-    facts = plan.plan(load([]), slice_)
+    run, _, _, trains = configuration.read(args.gin_file, overrides)
+    is_folding = trains == configuration.FOLDING_MODEL
+    made = folding_plan.plan if is_folding else plan.plan
+    facts = made(run if is_folding else load([]), slice_)
   if args.html:
     with open(args.html, 'w', encoding='utf-8') as f:
       f.write(report.html(facts, ' '.join(args.gin_file + overrides)))

@@ -82,17 +82,17 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
     preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
   workdir = bucket.opened(args.workdir, is_written=True)
+  # Matplotlib is imported when this is called.
+  write_report = lambda directory: run_page.write_report(directory)
   if config.trains != configuration.LANGUAGE_MODEL:
-    other, prepare = {
+    other, *given = {
       configuration.IMAGE_TOKENIZER: (image_tokenizer, stores.prepare),
-      configuration.FOLDING_MODEL: (folding, proteins.prepare),
+      configuration.FOLDING_MODEL: (folding, proteins.prepare, write_report),
     }[config.trains]
     if args.dry_run:
       print(other.describe(config.run), end='')
       return 0
-    return other.train(
-      config.run, workdir, texts, prepare, args.compiled, begin
-    )
+    return other.train(config.run, workdir, texts, *given, args.compiled, begin)
   differences = configuration.differences(
     config.text, os.path.join(workdir, 'config.gin')
   )
@@ -105,8 +105,7 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
       job,
       texts,
       token_stores.prepare,
-      # Matplotlib is imported when this is called.
-      lambda directory: run_page.write_report(directory),
+      write_report,
       args.compiled,
       begin,
     )

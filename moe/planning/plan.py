@@ -1,21 +1,16 @@
 """The plan of a run: its costs, from shapes and from the compiled step."""
 
-import math
-import os
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from moe.data.cache_dir import default_cache_dir
 from moe.models.anatomy import anatomy
-from moe.planning import changes, execution, report
+from moe.planning import changes, compiled_step, execution
 from moe.runs import build
 from moe.runs.counts import counts_of
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
-from moe.scale import cost, hlo, roofline, topology, work
-from moe.scale.collectives import Transfer
+from moe.scale import cost, topology
 from moe.types import MODALITIES
 
 # Planned chip-hours assume this MFU, which good sparse runs reach. Other runs
@@ -108,18 +103,8 @@ def plan(run: Run, slice_: topology.Slice | None) -> dict[str, Any]:
   try:
     return facts | plan_topology(run, slice_, facts)
   except compile_lib.DoesNotFit as error:
-    return facts | {
-      'topology': str(slice_),
-      'hbm_bytes': slice_.chip.hbm_bytes // slice_.chip.devices,
-      'does_not_fit': ' '.join(str(error).split()),
-      'needed_bytes': error.needed,
-      'knobs': changes.knobs(run, slice_),
-    }
-
-
-def programs_directory() -> str:
-  """The folder in which compiled steps are cached."""
-  return os.path.join(default_cache_dir(), 'programs')
+    knobs = changes.knobs(run, slice_)
+    return facts | compiled_step.refused(slice_, error, knobs)
 
 
 def plan_topology(
@@ -127,81 +112,12 @@ def plan_topology(
 ) -> dict[str, Any]:
   """Compiles the step for a slice and makes the plan's part about the step."""
   program = build.build(run, topology.devices(slice_))
-  mesh = dict(program.mesh.shape)
-  axis = run.mesh.spanning(program.mesh.size)
-  spanning = (axis, slice_.num_slices) if axis else None
-  hbm = slice_.chip.hbm_bytes // slice_.chip.devices
-  facts = {
-    'topology': str(slice_),
-    'mesh': {axis: n for axis, n in mesh.items() if n > 1},
-    'chips': slice_.num_chips,
-    'devices': slice_.num_devices,
-    'hbm_bytes': hbm,
-  }
-  compiled = compile_lib.compile_step(
-    program, program.batch_shapes, programs_directory()
+  facts = compiled_step.compiled(
+    program, run.mesh, slice_, known['gradient_bytes']
   )
-  # The program of a slice numbers only the devices of this slice.
-  inside = mesh | ({axis: mesh[axis] // slice_.num_slices} if axis else {})
-  done = work.count(hlo.parse(compiled.text), inside, spanning)
-  devices = list(program.mesh.devices.flat)[: math.prod(inside.values())]
-  seconds = roofline.estimate(done, devices, slice_)
   flops = known['tokens_per_step'] * known['flops_per_token_train']
   peak = slice_.chip.peak['bfloat16'] * slice_.num_chips
-  # For a TPU7x the compiler returns a negative number, which is no estimate.
-  own = compiled.optimal_seconds if compiled.optimal_seconds > 0 else None
-  multiplied = done.cycles / done.cycles_once if done.cycles_once else 1.0
-  held = {
-    'argument_bytes': compiled.argument_bytes,
-    'temp_bytes': compiled.temp_bytes,
-    'code_bytes': compiled.code_bytes,
-    'peak_bytes': compiled.peak_bytes,
-  }
-  facts |= held | {
-    f'{key}_per_chip': n * slice_.chip.devices
-    for key, n in (held | {'hbm_bytes': hbm}).items()
-  }
-  # The compiler's peak only counts live bytes; more bytes may be allocated.
-  full = compiled.argument_bytes + compiled.temp_bytes + compiled.code_bytes
   return facts | {
-    'headroom': 1 - max(compiled.peak_bytes, full) / hbm,
-    'compile_seconds': compiled.seconds,
-    'is_cached': compiled.is_cached,
-    'compiled': compiled.path,
-    'executed_flops_per_chip': done.flops * slice_.chip.devices,
-    'hbm_traffic_per_chip': done.bytes * slice_.chip.devices,
-    **_sent_per_chip(done.transfers, slice_),
-    # On two slices, each chip would exchange its part of the gradients with a
-    # chip of the other slice.
-    'network_seconds_two_slices': known['gradient_bytes']
-    / (slice_.num_chips * slice_.chip.network_bandwidth),
-    'collectives': report.collectives(done.transfers, seconds.by_transfer),
-    'axes_on_torus': report.axes_on_torus(program.mesh, slice_),
-    'step_seconds_no_overlap': seconds.no_overlap,
-    'step_seconds_full_overlap': seconds.full_overlap,
-    'busy_seconds': seconds.busy,
-    'compute_seconds': seconds.compute,
-    'mfu_no_overlap': flops / peak / seconds.no_overlap,
-    'mfu_full_overlap': flops / peak / seconds.full_overlap,
-    'bound': seconds.bound,
-    'compiler_seconds': own and own * multiplied,
-    'compiler_seconds_once': own,
-    'unknown_loops': list(done.unknown_loops),
+    'mfu_no_overlap': flops / peak / facts['step_seconds_no_overlap'],
+    'mfu_full_overlap': flops / peak / facts['step_seconds_full_overlap'],
   }
-
-
-def _sent_per_chip(
-  transfers: Sequence[Transfer], slice_: topology.Slice
-) -> dict[str, float]:
-  """Bytes that a chip sends per step, on the torus and between slices."""
-  total = lambda is_network: (
-    slice_.chip.devices
-    * sum(t.moved * t.times for t in transfers if t.is_network == is_network)
-  )
-  sent = {'collective_bytes_per_chip': total(False)}
-  if slice_.num_slices > 1:
-    sent |= {
-      'num_slices': slice_.num_slices,
-      'network_bytes_per_chip': total(True),
-    }
-  return sent

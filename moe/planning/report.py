@@ -64,9 +64,9 @@ def axes_on_torus(mesh: Mesh, slice_: Slice) -> dict[str, str]:
   return found
 
 
-def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _state_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+  """Parameters by part, and the bytes of the training state."""
   count = lambda key: f'{facts[key]:,}'
-  flops = lambda key: short(facts[key], 'FLOP')
   rows = [
     ('parameters', count('params_total')),
     ('active per token', count('params_active')),
@@ -76,11 +76,41 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for part, c in facts['components'].items()
   ]
   state = ('param_bytes', 'gradient_bytes', 'optimizer_bytes')
-  rows += [
+  return rows + [
     ('bytes of parameters', in_bytes(facts['param_bytes'])),
     ('  gradients', in_bytes(facts['gradient_bytes'])),
     ('  optimizer', in_bytes(facts['optimizer_bytes'])),
     ('  together', in_bytes(sum(facts[s] for s in state))),
+  ]
+
+
+def _folding_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+  count = lambda key: f'{facts[key]:,}'
+  recycles = facts['recycles']
+  return [
+    *_state_rows(facts),
+    (
+      'chains per step',
+      f'{count("chains_per_step")}, {facts["crop"]} residues',
+    ),
+    ('residues per step', count('residues_per_step')),
+    ('the run', f'{short(facts["residues"])} residues'),
+    (
+      'recycling',
+      f'0 to {recycles} passes before the last; times count 1'
+      if recycles
+      else 'none',
+    ),
+  ]
+
+
+def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+  if 'residues_per_step' in facts:
+    return _folding_rows(facts)
+  count = lambda key: f'{facts[key]:,}'
+  flops = lambda key: short(facts[key], 'FLOP')
+  rows = [
+    *_state_rows(facts),
     (
       'model FLOPs per token',
       f'{flops("flops_per_token_forward")} forward,'
@@ -177,15 +207,16 @@ def _memory_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _time_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   time = lambda key: in_seconds(facts[key])
+  mfu = lambda key: f', MFU {facts[key]:.1%}' if key in facts else ''
   rows = [
     (
       'step without overlap',
-      f'{time("step_seconds_no_overlap")}, MFU {facts["mfu_no_overlap"]:.1%}',
+      time('step_seconds_no_overlap') + mfu('mfu_no_overlap'),
     ),
     (
       'step with full overlap',
-      f'{time("step_seconds_full_overlap")},'
-      f' MFU {facts["mfu_full_overlap"]:.1%}, bound by {facts["bound"]}',
+      f'{time("step_seconds_full_overlap")}{mfu("mfu_full_overlap")}, bound by'
+      f' {facts["bound"]}',
     ),
   ]
   rows += [

@@ -28,6 +28,40 @@ class Baselines(NamedTuple):
   levels: dict[str, float]
 
 
+class Main(NamedTuple):
+  """The score of the large figure, the cards and the table of evaluations.
+
+  Attributes:
+    key: key of the score in a record.
+    name: name of the score.
+    title: name of the score above the large figure.
+    caption: text below the large figure.
+    is_higher_better: whether higher values are better.
+  """
+
+  key: str
+  name: str
+  title: str
+  caption: str
+  is_higher_better: bool = False
+
+
+_BITS = Main(
+  'bits_per_char',
+  'bits per character',
+  'Bits per character',
+  'Bits per character are all nats of a document with its end mark, divided by'
+  ' ln 2 and by the number of characters.\nThe training curve includes router'
+  ' noise and dropped tokens; evaluation on held-out documents drops nothing.',
+)
+_LDDT = Main(
+  'lddt',
+  'lDDT',
+  'lDDT',
+  'The mean lDDT of CA atoms over chains. The training curve has crops, with a'
+  ' random number of recycling passes; evaluation has whole chains.',
+  is_higher_better=True,
+)
 # The small figures: (key of a record, title, format of the ticks, scale).
 _SMALL = (
   ('loss', 'Loss with all its terms [nats]', '{x:g}', 'fit'),
@@ -44,6 +78,28 @@ _SMALL = (
   ('experts_used_image', 'Experts that see images', '{x:g}', 'zero'),
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
+)
+# Further small figures of a folding run: each term of the loss, and what shows
+# whether a model has more than the distances of neighbours.
+_FOLDING = tuple(
+  (key, title, '{x:g}', 'fit')
+  for key, title in (
+    ('lddt_far', 'lDDT of residues at least 12 apart'),
+    ('ca_step', 'Distance of neighbouring CA atoms [Å]'),
+    ('predicted_lddt', 'Predicted lDDT'),
+    ('fape', 'FAPE of backbone frames [10 Å]'),
+    ('all_atom_fape', 'FAPE of all atoms [10 Å]'),
+    ('distogram', 'Distogram [nats]'),
+    ('smooth_lddt', '1 - smooth lDDT'),
+    ('local_distances', 'Local distances'),
+    ('torsions', 'Torsion angles'),
+    ('torsion_lengths', 'Lengths of torsion vectors'),
+    ('plddt', 'Cross-entropy of pLDDT [nats]'),
+    ('aligned_errors', 'Cross-entropy of aligned errors [nats]'),
+    ('violations', 'Violations'),
+    ('load_balance', 'Load-balance loss'),
+    ('router_z', 'Router z-loss'),
+  )
 )
 # The texts at the end of the page: (title, file).
 _TEXTS = (
@@ -78,18 +134,20 @@ def write_report(
   evals = record_log.read(workdir / 'eval.jsonl')
   run = _json(workdir / 'run.json', {})
   baselines = _baselines(_json(workdir / 'baselines.json', {}), evals)
+  main = _LDDT if _LDDT.key in records[-1] else _BITS
   page = templates.render(
     'run_page.html',
     title=workdir.resolve().name,
     steps=counted(records[-1]['step'], 'training step'),
     num_evaluations=counted(len(evals), 'evaluation'),
-    cards=_cards(records, evals, run, baselines),
-    figures=_figures(records, evals, baselines),
+    main=main,
+    cards=_cards(records, evals, run, baselines, main),
+    figures=_figures(records, evals, baselines, main),
     experts=experts.experts(records),
     corpora=corpora.corpora(corpora.shares(evals[-1]['eval']))
     if evals
     else None,
-    evaluations=_evaluations(evals),
+    evaluations=_evaluations(evals, main),
     samples=_samples(workdir),
     galleries=gallery.galleries(workdir),
     time=_time(workdir),
@@ -126,9 +184,10 @@ def _cards(
   evals: list[Record],
   run: dict[str, Any],
   baselines: Baselines,
+  main: Main,
 ) -> list[tuple[str, str, str]]:
   """The cards at the top of the page: (title, number, remark)."""
-  cards, last = _held_out_cards(evals, baselines), records[-1]
+  cards, last = _held_out_cards(evals, baselines, main), records[-1]
   recent = records[-max(1, len(records) // 10) :]
   if last.get('tokens'):
     steps = f'in {counted(last["step"], "step")}'
@@ -157,69 +216,67 @@ def _cards(
 
 
 def _held_out_cards(
-  evals: list[Record], baselines: Baselines
+  evals: list[Record], baselines: Baselines, main: Main
 ) -> list[tuple[str, str, str]]:
   """The cards of the first two held-out tasks and of the baselines."""
   cards = []
   for task in _tasks(evals)[:2]:
-    steps, bits = _held_out(evals, task, 'bits_per_char')
-    if not bits:
+    steps, values = _held_out(evals, task, main.key)
+    if not values:
       continue
-    best = min(range(len(bits)), key=bits.__getitem__)
-    remark = f'bits per character on {task}, step {steps[-1]:,}'
-    if best != len(bits) - 1:
-      remark += f'; best {bits[best]:.3f} at step {steps[best]:,}'
+    choose = max if main.is_higher_better else min
+    best = choose(range(len(values)), key=values.__getitem__)
+    remark = f'{main.name} on {task}, step {steps[-1]:,}'
+    if best != len(values) - 1:
+      remark += f'; best {values[best]:.3f} at step {steps[best]:,}'
     others, _ = _records(evals, task)
     if others:
       step = others[-1]['step']
       remark += f'; scores up to step {step:,} are of other documents'
-    cards.append(('Held out', f'{bits[-1]:.3f}', remark))
+    cards.append(('Held out', f'{values[-1]:.3f}', remark))
     if task == baselines.task:
       for name, level in baselines.levels.items():
-        word = 'below' if bits[-1] < level else 'above'
-        gain = f'{abs(level - bits[-1]):.3f}'
+        word = 'below' if values[-1] < level else 'above'
+        gain = f'{abs(level - values[-1]):.3f}'
         remark = f'of {level:.3f} on {task}'
         cards.append((f'{word} {name}'.capitalize(), gain, remark))
   return cards
 
 
 def _figures(
-  records: list[Record], evals: list[Record], baselines: Baselines
+  records: list[Record],
+  evals: list[Record],
+  baselines: Baselines,
+  main: Main,
 ) -> dict[str, list[str]]:
   held_out = {
-    key: {
-      task: line
-      for task in _tasks(evals)
-      if (line := _held_out(evals, task, key))[0]
-    }
-    for key in ('bits_per_char', 'loss')
+    task: line
+    for task in _tasks(evals)
+    if (line := _held_out(evals, task, main.key))[0]
   }
   figures = {'large': [], 'small': []}
-  bits = _values(records, 'bits_per_char')
-  if bits[0]:
+  scores = _values(records, main.key)
+  if scores[0]:
     figures['large'].append(
       draw.curves(
-        bits,
-        held_out['bits_per_char'],
+        scores,
+        held_out,
         {f'{n}, {baselines.task}': x for n, x in baselines.levels.items()},
-        'bits per character',
+        main.name,
       )
     )
-  for key, title, ticks, scale in _SMALL:
+  for key, title, ticks, scale in _SMALL + _FOLDING * (main is _LDDT):
     line = _values(records, key)
     if line[0] and (key != 'dead_experts' or any(line[1])):
       figures['small'].append(draw.small(line, title, ticks, scale))
   return figures
 
 
-def _evaluations(evals: list[Record]) -> dict[str, Any] | None:
-  """A table of held-out bits per character, by step and task."""
+def _evaluations(evals: list[Record], main: Main) -> dict[str, Any] | None:
+  """A table of held-out scores, by step and task."""
   tasks = _tasks(evals)
   rows = [
-    (
-      r['step'],
-      [_value(r['eval'].get(t, {}), 'bits_per_char') for t in tasks],
-    )
+    (r['step'], [_value(r['eval'].get(t, {}), main.key) for t in tasks])
     for r in evals
   ]
   return {'tasks': tasks, 'rows': rows} if rows else None

@@ -27,6 +27,7 @@ def train(
   workdir: str,
   config_files: dict[str, str],
   prepare_chains: PrepareChains,
+  write_report: Callable[[str], object],
   compiled: str | None = None,
   begin: float | None = None,
 ) -> int:
@@ -37,6 +38,7 @@ def train(
     workdir: directory of all files of the run.
     config_files: the configuration files to write, text by file name.
     prepare_chains: makes missing stores of chains, see `PrepareChains`.
+    write_report: writes the page about a work directory and returns its path.
     compiled: see `attempt.Attempt`.
     begin: see `attempt.Attempt`.
 
@@ -67,7 +69,9 @@ def train(
     compiled=compiled,
     begin=begin,
   )
-  return attempt.train(one, opened)
+  return attempt.train(
+    one, opened, lambda: _logger.info(f'report: {write_report(workdir)}')
+  )
 
 
 def describe(run: FoldingRun) -> str:

@@ -43,6 +43,15 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
+def test_the_page_of_a_run_has_a_figure_for_each_term_of_the_loss(place):
+  page = (place / 'run/report.html').read_text(encoding='utf-8')
+  for title in ('FAPE of backbone frames', 'Distogram', 'Torsion angles'):
+    assert title in page
+  assert 'FAPE of all atoms' not in page  # The run has no such term.
+  assert f'lDDT on {place}/mine' in page and 'bits per character' not in page
+
+
+@pytest.mark.slow
 def test_a_trained_model_folds_sequences(place, capsys):
   (place / 'a.fasta').write_bytes(b'>one\r\nACDEFGHIKL\r\n>two\r\nmkxwy--*\r\n')
   code = fold.main([
