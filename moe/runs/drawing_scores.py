@@ -107,9 +107,7 @@ def judged(
     pictures; the scores of drawn pictures; all by attribute and by kind of
     scene; the distances between drawn and real pictures.
   """
-  _, real = picture_judge.right_and_features(
-    judge, known.pixels, known.facts
-  )
+  _, real = picture_judge.right_and_features(judge, known.pixels, known.facts)
   right, features = picture_judge.right_and_features(judge, drawn, wanted.facts)
   what = 'drawn pictures judged'
   return [

@@ -1,5 +1,6 @@
 """A folding model learns chains by heart, and not their mirror images."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import pytest
 from moe.data.store import write_store
 from moe.modalities import protein, structure_writing
 from moe.modalities.structure_writing import Origin
+from moe.models.parametrisation import CompleteP
 from moe.runs import folding, folding_run
 from tasks import proteins
 from tests import folding_cases, protein_data
@@ -71,6 +73,14 @@ def test_a_chain_is_learned_by_heart_in_three_minutes(number, tmp_path):
   scores = found['chains'][0]['scores']['model']
   assert scores['RMSD'] <= 0.5 and scores['lDDT'] >= 0.98
   assert scores['RMSD'] + scores['mirror RMSD - RMSD'] >= 3
+
+
+def test_a_run_with_a_parametrisation_is_loaded_but_not_trained():
+  run = folding_cases.configured().run
+  trunk = run.model.trunk.clone(parametrisation=CompleteP(16, 2))
+  old = dataclasses.replace(run, model=run.model.clone(trunk=trunk))
+  with pytest.raises(ValueError, match='PARAMETRISATION must be None'):
+    old.program()
 
 
 def test_the_runs_own_chains_do_where_longer_ones_cannot_be_read(
