@@ -29,7 +29,7 @@ class Request:
     drawing: how pictures are drawn.
     guidances: numbers of which the best one replaces `drawing.guidance`. It is
       chosen by the judge, on other sentences than those that are scored.
-    num_drawn: number of sentences to draw, the first ones of each source.
+    num_drawn: number of sentences to draw, a random choice of each source.
     limit: number of held-out pictures to read, the first ones of each source.
     judge_epochs: number of passes over the training pictures in the training of
       the judge, a network that is trained apart from the models.

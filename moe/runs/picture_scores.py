@@ -132,7 +132,8 @@ def score(
   """
   mean = Mean(pictures.name, wanted.command)
   codes = model.encode(pictures.pixels)
-  first, others = drawing_scores.to_draw(model, pictures, wanted)
+  known = drawing_scores.drawable(model, pictures)
+  first, others = drawing_scores.to_draw(known, wanted)
   drawing = drawing_scores.with_guidance(model, others, judge, wanted)
   drawn = model.draw(first.captions, drawing) if first.captions else []
   made = [one.pixels for one in drawn]
@@ -149,7 +150,7 @@ def score(
   if made and judge:
     back = model.tokenizer.decode(codes)
     scores += drawing_scores.judged(
-      mean, pictures, back, first, np.stack(made), judge
+      mean, pictures, back, known, first, np.stack(made), judge
     )
   scores += [
     *_described(mean, pictures, written, wanted.agreement),
