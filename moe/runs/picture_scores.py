@@ -98,7 +98,16 @@ def score_sources(
   Returns:
     label -> result. The label is 'SOURCE' for the validation split and
     'SOURCE SPLIT' for other splits.
+
+  Raises:
+    ValueError: if a source has no held-out picture.
   """
+  for name, by_split in pictures.items():
+    if not pictures_lib.held_out(name, by_split):
+      raise ValueError(
+        f'--pictures={name} must have a held-out picture, got none: add'
+        ' pictures, of which about one in 20 is held out.'
+      )
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
     store = Store(by_split['train'])

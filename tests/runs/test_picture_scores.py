@@ -213,6 +213,13 @@ def test_tags_are_further_sentences_about_a_picture():
   assert found == ['諾托風格：笑臉', '諾托風格：開心', '諾托風格：臉']
 
 
+def test_a_folder_without_a_held_out_picture_is_refused():
+  wanted = held_out_pictures.Request(None)
+  pictures = {'./few': {'train': 'nowhere'}}
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    picture_scores.score_sources(None, pictures, wanted)
+
+
 def test_a_judge_is_trained_once(tmp_path, monkeypatch):
   training = pictures_of(0)
   args = tmp_path, 'content', training.pixels, training.facts, 1
