@@ -29,6 +29,7 @@ from moe.runs.held_out_pictures import (
   HeldOut,
   Mean,
   Request,
+  check_held_out,
   held_out,
 )
 from moe.runs.picture_model import PictureModel
@@ -102,12 +103,7 @@ def score_sources(
   Raises:
     ValueError: if a source has no held-out picture.
   """
-  for name, by_split in pictures.items():
-    if not pictures_lib.held_out(name, by_split):
-      raise ValueError(
-        f'--pictures={name} must have a held-out picture, got none: add'
-        ' pictures, of which about one in 20 is held out.'
-      )
+  check_held_out(pictures)
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
     store = Store(by_split['train'])

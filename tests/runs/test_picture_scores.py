@@ -12,6 +12,7 @@ from moe.runs import (
   held_out_pictures,
   picture_losses,
   picture_scores,
+  tokenizer_report,
 )
 from moe.runs.held_out_pictures import HeldOut
 from tasks.pictures import sentences
@@ -218,6 +219,8 @@ def test_a_folder_without_a_held_out_picture_is_refused():
   pictures = {'./few': {'train': 'nowhere'}}
   with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
     picture_scores.score_sources(None, pictures, wanted)
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    tokenizer_report.report(None, pictures, '')
 
 
 def test_a_judge_is_trained_once(tmp_path, monkeypatch):
