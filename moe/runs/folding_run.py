@@ -112,7 +112,11 @@ class FoldingRun:
 
   @property
   def has_side_chains(self) -> bool:
-    """Whether the objective trains the places of side-chain atoms."""
+    """Whether ALL_ATOM_FAPE trains the places of side-chain atoms.
+
+    The torsion loss trains angles of side chains too, where atoms are known.
+    The run does not say whether they are, so this loss does not count.
+    """
     return (self._of_objective('factors') or Factors()).all_atom_fape > 0
 
   def _of_objective(self, name: str) -> Any:

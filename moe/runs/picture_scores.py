@@ -29,6 +29,7 @@ from moe.runs.held_out_pictures import (
   HeldOut,
   Mean,
   Request,
+  check_held_out,
   held_out,
 )
 from moe.runs.picture_model import PictureModel
@@ -98,7 +99,11 @@ def score_sources(
   Returns:
     label -> result. The label is 'SOURCE' for the validation split and
     'SOURCE SPLIT' for other splits.
+
+  Raises:
+    ValueError: if a source has no held-out picture.
   """
+  check_held_out(pictures)
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
     store = Store(by_split['train'])

@@ -12,6 +12,7 @@ from moe.runs import (
   held_out_pictures,
   picture_losses,
   picture_scores,
+  tokenizer_report,
 )
 from moe.runs.held_out_pictures import HeldOut
 from tasks.pictures import sentences
@@ -211,6 +212,15 @@ def test_tags_are_further_sentences_about_a_picture():
   held_out.facts[0].update(name='笑臉', tags=['開心', '臉'])
   (found,) = picture_scores._references(held_out)
   assert found == ['諾托風格：笑臉', '諾托風格：開心', '諾托風格：臉']
+
+
+def test_a_folder_without_a_held_out_picture_is_refused():
+  wanted = held_out_pictures.Request(None)
+  pictures = {'./few': {'train': 'nowhere'}}
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    picture_scores.score_sources(None, pictures, wanted)
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    tokenizer_report.report(None, pictures, '')
 
 
 def test_a_judge_is_trained_once(tmp_path, monkeypatch):
