@@ -31,12 +31,20 @@ _PERIOD = 10.0
 _logger = logging.getLogger(__name__)
 
 
-def align(one: str, two: str):
-  """The best local alignment; BLOSUM62, 10 to open a gap, 1 to extend it."""
+def align(one: str, two: str, is_local: bool = True):
+  """The best alignment; BLOSUM62, 10 to open a gap, 1 to extend it.
+
+  Args:
+    one: a sequence.
+    two: another sequence.
+    is_local: whether parts of the sequences are aligned. Otherwise the whole
+      sequences are, and gaps at the ends are free.
+  """
   from biotite.sequence import align  # The import takes a second.
 
   pair = _as_biotite(one), _as_biotite(two)
-  options = {'gap_penalty': (-10, -1), 'local': True, 'max_number': 1}
+  ends = {'local': True} if is_local else {'terminal_penalty': False}
+  options = {'gap_penalty': (-10, -1), 'max_number': 1, **ends}
   return align.align_optimal(*pair, _matrix(), **options)[0]
 
 
