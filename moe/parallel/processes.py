@@ -20,8 +20,6 @@ _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 _TPU_CLUSTERS = {'GkeTpuCluster', 'GceTpuCluster'}
 # Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
-# At its end a process waits for process 0, which writes the results alone.
-_RESULTS_SECONDS = 24 * 3600
 
 _watch: roll_call.Hub | roll_call.Member | None = None
 _clock = pace.Clock()
@@ -76,7 +74,6 @@ def initialize(
     place.process_id,
     local_devices,
     cluster_detection_method='deactivate',
-    shutdown_timeout_seconds=_RESULTS_SECONDS,
     # The roll call finds a stopped process before, and names it.
     heartbeat_timeout_seconds=int(PATIENCE),
   )
@@ -193,17 +190,21 @@ def tell_step(step: int, host: float, whole: float) -> None:
 def leave(code: int, text: str = '') -> None:
   """Tells the other processes, if any, that this process ends.
 
-  If there are others and `code` is not 0, this function ends the process. If
-  Python ended normally, JAX would wait for the other processes for minutes.
+  If there are others and `code` is 0, this function waits until all are done.
+  If `code` is not 0, it ends the process. If Python ended normally, JAX would
+  wait for the other processes for minutes.
 
   Args:
     code: exit code of this process.
     text: why the process ends, such as the error message.
   """
+  global _watch
   if _watch is None:
     return
   _watch.leave(code, text)
-  if code:
+  if not code:
+    _watch = None
+  else:
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
     os._exit(code)
