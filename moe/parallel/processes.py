@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from moe import stop_signals
 from moe.parallel import pace, roll_call
 
 _logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ def initialize(
     watch = roll_call.Hub(place) if is_first else roll_call.Member(place)
     guests = watch.call(patience, report or {})
     _watch = watch
+    stop_signals.before_exit(_leave_midway)
   # Imported here, since commands import this file, and --help must be fast.
   import jax
 
@@ -185,6 +187,13 @@ def tell_step(step: int, host: float, whole: float) -> None:
   times = _clock.add(step, host, whole)
   if times:
     _watch.tell(times)
+
+
+def _leave_midway() -> None:
+  """Tells the others that a signal ends this process before it has saved."""
+  if _watch is not None:
+    text = 'ended in the middle of its work'
+    _watch.leave(stop_signals.EXIT_STOPPED, text)
 
 
 def leave(code: int, text: str = '') -> None:
