@@ -179,6 +179,14 @@ def run(verb: Callable[[], int]) -> int:
       return EXIT_USER
 
 
+def _with_others(verb: Callable[[], int]) -> int:
+  """Runs a command; if it succeeds, waits until other processes are done."""
+  code = verb()
+  if code == 0:
+    processes.leave(0)
+  return code
+
+
 def _code(verb: Callable[[], int]) -> int:
   """Runs a command; returns its exit code and tells it to other processes.
 
@@ -190,7 +198,7 @@ def _code(verb: Callable[[], int]) -> int:
   text = ''
   try:
     with stop_signals.raising():
-      code = verb()
+      code = _with_others(verb)
   except stop_signals.Stopped as stop:
     text, code = (
       f'{stop}: ended; run it again to go on.',

@@ -23,6 +23,7 @@ LOGS="${LOGS:-logs}"
 PORT=8476  # Processes find each other at this port of the first worker.
 POLL_SECONDS="${POLL_SECONDS:-30}"
 EXIT_PREEMPTED=75
+EXIT_LOST=69  # Another process was lost, perhaps by a preemption.
 VERB="${1:-}"
 NAME='' ZONE='' TYPE='' SLICES=1 TIER='' BUCKET='' PROJECT='' DRY_RUN='' COMMAND=()
 
@@ -214,14 +215,14 @@ run() {
 is_active() { [ "$(state)" = ACTIVE ]; }
 
 # Succeeds if the command or the TPU has ended. A preemption ends the command
-# before the TPU, with code 75. So after code 75 the TPU is watched for a while.
+# before the TPU, with code 75 or 69. Then the TPU is watched for a while.
 ended() {
   local now i
   is_active || return 0
   now="$(code || true)"
   case "$now" in
     running | '') return 1 ;;
-    "$EXIT_PREEMPTED") for i in 1 2 3 4 5 6; do is_active || break; sleep "$POLL_SECONDS"; done ;;
+    "$EXIT_PREEMPTED" | "$EXIT_LOST") for i in 1 2 3 4 5 6; do is_active || break; sleep "$POLL_SECONDS"; done ;;
   esac
 }
 

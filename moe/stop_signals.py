@@ -29,6 +29,8 @@ _EXIT_CTRL_C = 128 + signal.SIGINT
 _ONE_PRESS_SECONDS = 0.2
 # After a signal, a command with nothing to save must end within this time.
 _PATIENCE_SECONDS = 5.0
+# The function of `before_exit` has this many seconds.
+_FAREWELL_SECONDS = 10.0
 
 
 class Stopped(KeyboardInterrupt):
@@ -125,6 +127,7 @@ class _Listener:
       if not select.select([self._read], [], [], left)[0]:
         if _patience[-1] is not None:  # The present block may have no limit.
           _say('ended in the middle of its work; run it again to go on.')
+          _call_before_exit()
           os._exit(EXIT_STOPPED)
         ends_at = None
         continue
@@ -142,6 +145,25 @@ class _Listener:
           _say('Ctrl-C: ending; press it again to leave at once.')
         elif now - pressed > _ONE_PRESS_SECONDS:
           os._exit(_EXIT_CTRL_C)
+
+
+_before_exit: Callable[[], None] = lambda: None
+
+
+def before_exit(function: Callable[[], None]) -> None:
+  """Sets a function that is called before this file ends the process.
+
+  A second Ctrl-C ends the process without this call.
+  """
+  global _before_exit
+  _before_exit = function
+
+
+def _call_before_exit() -> None:
+  # The function may hang, for example at a lock that the main thread holds.
+  thread = threading.Thread(target=_before_exit, daemon=True)
+  thread.start()
+  thread.join(_FAREWELL_SECONDS)
 
 
 _listener: _Listener | None = None

@@ -296,12 +296,15 @@ def test_masked_modelling_hides_15_percent_and_3di_letters_all():
 
 
 def test_the_ids_of_wudao_are_text_codes_and_residues():
-  model = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], []).model
+  run = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], [])
+  model = run.model
   sizes = {name: size for name, size in model.ids.sizes.items() if size}
   assert list(sizes) == ['text', 'command', 'image', 'residue']
   assert (sizes['text'], sizes['image']) == (143_616, 32 * 32 * 8)
   assert sizes['residue'] == residues.NUM_CODES
   assert model.ids.size == model.vocab_size == 152_064
+  # The log has the loads of text, pictures and proteins.
+  assert moe(run).num_modalities == 3
 
 
 @pytest.mark.parametrize('name', files('parallel'))

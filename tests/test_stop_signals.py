@@ -53,9 +53,14 @@ def test_the_inner_block_takes_the_signals_and_gives_them_back():
 # The main thread waits in C code for a lock that it already holds. As during a
 # compilation, Python cannot handle a signal then.
 BLOCKED = """
-import ctypes, sys
+import ctypes, sys, time
 from moe import stop_signals
 stop_signals._PATIENCE_SECONDS = 0.3
+stop_signals._FAREWELL_SECONDS = 0.3
+def bid_farewell():
+  print('told', flush=True)
+  time.sleep(60)  # Even a function that hangs does not keep the process.
+stop_signals.before_exit(bid_farewell)
 arguments = [lambda name: None] * int(sys.argv[2])
 with getattr(stop_signals, sys.argv[1])(*arguments):
   stop_signals.listen()
@@ -93,6 +98,7 @@ def test_what_has_nothing_to_save_ends_in_the_middle_of_a_long_call():
   process = blocked('raising', 0)
   process.send_signal(signal.SIGTERM)
   assert process.wait(5) == 75
+  assert process.stdout.read() == 'told\n'
 
 
 def test_other_signals_end_nothing():

@@ -22,7 +22,8 @@ from moe.checkpoint import integrity
 
 # Name of the file that commits a step on an object store; Orbax defines it.
 MARKER = 'commit_success.txt'
-# File of a work directory: the URL of the bucket that holds its checkpoints.
+# File of a work directory. Its first line is the URL of the bucket that holds
+# the checkpoints, its second line identifies the run.
 BUCKET = 'bucket.txt'
 # File with the metrics of a step that was scored after its commit.
 LATE_METRICS = 'late_metrics.json'
@@ -73,7 +74,7 @@ def bucket_of(workdir: str | os.PathLike) -> str | None:
   """The URL of the bucket of a work directory; None if it has no bucket."""
   try:
     with open(os.path.join(workdir, BUCKET), encoding='utf-8') as f:
-      return f.read().strip()
+      return f.readline().strip()
   except (FileNotFoundError, NotADirectoryError):
     return None
 

@@ -16,6 +16,9 @@ from moe import atomic_files, json_text
 # The file in a run's work directory that lists the ranges of left-out batches.
 # Checkpoints record the same ranges.
 NAME = 'skipped_batches.json'
+# This file lists the ranges that the steps in the run's log have left out. A
+# rewind changes only the file above, so the two differ until the run goes on.
+LOGGED = 'skipped_batches_of_log.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +85,17 @@ def of_json(ranges: Sequence[Sequence[int]]) -> Skips:
     raise ValueError(f'{NAME} must hold pairs of numbers: {error}.') from error
 
 
-def read(workdir: str | os.PathLike) -> Skips:
+def read(workdir: str | os.PathLike, name: str = NAME) -> Skips:
   """Reads the skips of a run; there are none if the file is missing.
+
+  Args:
+    workdir: directory of the run.
+    name: `NAME` or `LOGGED`.
 
   Raises:
     ValueError: if the file is damaged.
   """
-  path = os.path.join(workdir, NAME)
+  path = os.path.join(workdir, name)
   if not os.path.exists(path):
     return Skips()
   with open(path, encoding='utf-8') as f:
@@ -98,6 +105,13 @@ def read(workdir: str | os.PathLike) -> Skips:
 def write(workdir: str | os.PathLike, skips: Skips) -> None:
   """Writes the skips into the work directory of a run."""
   atomic_files.write_json(os.path.join(workdir, NAME), skips.ranges)
+
+
+def record_use(workdir: str | os.PathLike, skips: Skips) -> None:
+  """Records what the steps of the log leave out, unless nothing ever was."""
+  path = os.path.join(workdir, LOGGED)
+  if skips.ranges or os.path.exists(path):
+    atomic_files.write_json(path, skips.ranges)
 
 
 def check_resumed(

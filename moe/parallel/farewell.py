@@ -21,8 +21,8 @@ EXIT_LOST = 69
 # If one process ends with an error, the others often have the same error. They
 # have this many seconds to report it.
 ERROR_GRACE = 5.0
-# After a signal all processes save a checkpoint. They have this many seconds
-# for it.
+# After a signal all processes save a checkpoint. If one has ended, the others
+# have this many seconds to end, too.
 SIGNAL_GRACE = 60.0
 
 _ends = collections.deque(maxlen=1)
@@ -36,9 +36,17 @@ def _die(code: int, text: str) -> None:
 
 
 def left(who: str, code: int, text: str) -> dict[str, Any]:
-  """Makes the message that a process has left and that the others must end."""
+  """Makes the message that a process has left and that the others must end.
+
+  Args:
+    who: name of the process.
+    code: its exit code.
+    text: why it has left; '' if it has saved everything after a signal.
+  """
   if code == stop_signals.EXIT_STOPPED:
-    why, grace, code = 'was stopped by a signal', SIGNAL_GRACE, code
+    # Without a process that has not saved, the others cannot save either.
+    grace = ERROR_GRACE if text else SIGNAL_GRACE
+    why = 'was stopped by a signal'
   elif code == EXIT_MISTAKE:  # The supervisors of all processes must end.
     why, grace = f'ended with code {code}', ERROR_GRACE
   else:

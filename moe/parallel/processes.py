@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from moe import stop_signals
 from moe.parallel import pace, roll_call
 
 _logger = logging.getLogger(__name__)
@@ -20,8 +21,6 @@ _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 _TPU_CLUSTERS = {'GkeTpuCluster', 'GceTpuCluster'}
 # Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
-# At its end a process waits for process 0, which writes the results alone.
-_RESULTS_SECONDS = 24 * 3600
 
 _watch: roll_call.Hub | roll_call.Member | None = None
 _clock = pace.Clock()
@@ -64,6 +63,7 @@ def initialize(
     watch = roll_call.Hub(place) if is_first else roll_call.Member(place)
     guests = watch.call(patience, report or {})
     _watch = watch
+    stop_signals.before_exit(_leave_midway)
   # Imported here, since commands import this file, and --help must be fast.
   import jax
 
@@ -76,7 +76,6 @@ def initialize(
     place.process_id,
     local_devices,
     cluster_detection_method='deactivate',
-    shutdown_timeout_seconds=_RESULTS_SECONDS,
     # The roll call finds a stopped process before, and names it.
     heartbeat_timeout_seconds=int(PATIENCE),
   )
@@ -190,20 +189,31 @@ def tell_step(step: int, host: float, whole: float) -> None:
     _watch.tell(times)
 
 
+def _leave_midway() -> None:
+  """Tells the others that a signal ends this process before it has saved."""
+  if _watch is not None:
+    text = 'ended in the middle of its work'
+    _watch.leave(stop_signals.EXIT_STOPPED, text)
+
+
 def leave(code: int, text: str = '') -> None:
   """Tells the other processes, if any, that this process ends.
 
-  If there are others and `code` is not 0, this function ends the process. If
-  Python ended normally, JAX would wait for the other processes for minutes.
+  If there are others and `code` is 0, this function waits until all are done.
+  If `code` is not 0, it ends the process. If Python ended normally, JAX would
+  wait for the other processes for minutes.
 
   Args:
     code: exit code of this process.
     text: why the process ends, such as the error message.
   """
+  global _watch
   if _watch is None:
     return
   _watch.leave(code, text)
-  if code:
+  if not code:
+    _watch = None
+  else:
     for stream in (sys.stdout, sys.stderr):
       stream.flush()
     os._exit(code)

@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from moe import stop_signals
 from moe.parallel import farewell, pace
 from moe.parallel.peer import BEAT_SECONDS, Peer, readable
 
@@ -130,7 +129,8 @@ class Hub:
     self._place = place
     self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)
-    self._left = threading.Event()
+    self._done = threading.Event()  # All others that are present have left.
+    self._left = threading.Event()  # All connections are closed.
     self._pace = pace.Pace(place.num_processes, self._say)
 
   def call(self, patience: float, report: dict[str, Any]) -> dict[int, Guest]:
@@ -230,6 +230,8 @@ class Hub:
       if time.monotonic() - beaten > BEAT_SECONDS:
         beaten = time.monotonic()
         self._beat(list(present.values()))
+      if all(peer.has_left for peer in present.values()):
+        self._done.set()
     self._left.set()
 
   def _hear(
@@ -267,16 +269,16 @@ class Hub:
     _logger.info(f'warning: {self._place.name(process, host)} {text}')
 
   def leave(self, code: int, text: str) -> None:
-    """Tells the others that this process ends; waits for them if code > 0."""
+    """Tells the others that this process ends, and waits for them."""
     who = self._place.name(0, socket.gethostname())
+    news = farewell.left(who, code, text) if code else {'bye': True}
     for peer in self._peers.values():
-      peer.send(**(farewell.left(who, code, text) if code else {'bye': True}))
+      peer.send(**news)
+    # When process 0 ends, JAX ends the others at once. So they end first.
     if code:
-      is_signal = code == stop_signals.EXIT_STOPPED
-      # When process 0 ends, JAX ends the others at once. So the others end
-      # first.
-      grace = farewell.SIGNAL_GRACE if is_signal else farewell.ERROR_GRACE
-      self._left.wait(grace + 2)
+      self._left.wait(news['grace'] + 2)
+    else:
+      self._done.wait()
 
 
 class Member:
@@ -285,7 +287,8 @@ class Member:
   def __init__(self, place: Place):
     self._place = place
     self._hub: Peer | None = None
-    self._is_over = False
+    self._is_over = threading.Event()  # Process 0 has said 'bye'.
+    self._has_left = False
     self._early: list[dict[str, Any]] = []  # Messages that came with 'go'.
     self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -348,23 +351,24 @@ class Member:
 
   def _watch(self) -> None:
     who = self._place.name(0, self._hub.host)
-    while not self._is_over:
+    while not self._is_over.is_set():
       if not self._early and not readable([self._hub], BEAT_SECONDS):
-        if self._hub.is_silent() and not self._is_over:
+        if self._hub.is_silent():
           farewell.end_after(farewell.silent(who))
         continue
       messages, self._early = self._early or self._hub.receive(), []
       if messages is None:
-        if not self._is_over:
-          farewell.end_after(farewell.vanished(who))
+        farewell.end_after(farewell.vanished(who))
         return
       for message in messages:
-        self._is_over |= 'bye' in message
-        if 'lost' in message:
-          farewell.end_after(message)
+        if 'bye' in message:
+          self._is_over.set()
+        if 'lost' in message:  # A process that is done needs no time to save.
+          grace = 0.0 if self._has_left else message['grace']
+          farewell.end_after({**message, 'grace': grace})
 
   def _beat(self) -> None:
-    while not self._is_over:
+    while not (self._is_over.is_set() and self._has_left):
       self._hub.send(beat=True)
       time.sleep(BEAT_SECONDS)
 
@@ -373,6 +377,12 @@ class Member:
     self._hub.send(times=times)
 
   def leave(self, code: int, text: str) -> None:
-    """Tells process 0 that this process ends."""
-    self._is_over = True
+    """Tells process 0 that this process ends; waits for its 'bye' if code is 0.
+
+    Process 0 may write results for hours. In JAX the process could wait only
+    five minutes. Here it still learns if process 0 is lost.
+    """
+    self._has_left = True
     self._hub.send(leaves=code, text=text[:1000])
+    if not code:
+      self._is_over.wait()

@@ -204,6 +204,8 @@ def _train(
     settings.drop_warning,
     goodput=spent,
   )
+  if jax.process_index() == 0:  # `Progress` has removed the steps of others.
+    skips.record_use(attempt.workdir, reader.skips)
   with (
     contextlib.closing(shown),
     contextlib.closing(checkpointer),

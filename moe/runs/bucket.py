@@ -11,9 +11,11 @@ TensorBoard's files stay in the mirror.
 import logging
 import os
 import shutil
+import uuid
 
 import jax
 from etils import epath
+from jax.experimental import multihost_utils
 
 from moe import atomic_files
 from moe.checkpoint import integrity, listing
@@ -55,6 +57,7 @@ def opened(place: str, is_written: bool = False) -> str:
     if is_written:
       _prepare(url, workdir)
     else:
+      _empty_if_old(epath.Path(url), workdir)
       os.makedirs(workdir, exist_ok=True)
       _fetch(epath.Path(url), workdir)
   except lock.InUse:
@@ -66,7 +69,8 @@ def opened(place: str, is_written: bool = False) -> str:
       f'{place} must be in a bucket that can be used, got {reason}: make the'
       ' bucket, or log in.'
     ) from error
-  atomic_files.write_file(os.path.join(workdir, listing.BUCKET), url)
+  if listing.bucket_of(workdir) != url:  # The bucket has no such file.
+    atomic_files.write_file(os.path.join(workdir, listing.BUCKET), url)
   _logger.info(f'the files of {url} are also in {workdir}')
   return workdir
 
@@ -75,15 +79,30 @@ def _prepare(url: str, workdir: str) -> None:
   """Fetches the files of a run that will go on, or makes an empty mirror."""
   remote = epath.Path(url)
   marker = remote / listing.BUCKET
-  is_new = not marker.exists()
   # A run of this machine may be writing into the mirror. Then the lock stops us
   # before we replace its files.
   with lock.held(url):
-    if is_new:  # An older run with this URL may have left files.
-      shutil.rmtree(workdir, ignore_errors=True)
+    if jax.process_index() == 0 and not marker.exists():
+      marker.write_text(f'{url}\n{uuid.uuid4().hex}\n')
+    _wait_for_others('bucket: the run has a name')
+    _empty_if_old(remote, workdir)
+    # Two processes may share the mirror. So none fills it before all are here.
+    _wait_for_others('bucket: the mirror is empty')
     os.makedirs(workdir, exist_ok=True)
-    marker.write_text(url)
     _fetch(remote, workdir)
+
+
+def _wait_for_others(where: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_processes(where)
+
+
+def _empty_if_old(remote: epath.Path, workdir: str) -> None:
+  """Removes the mirror if its files are those of an older run at this URL."""
+  marker, own = remote / listing.BUCKET, epath.Path(workdir) / listing.BUCKET
+  if marker.exists():
+    if not own.exists() or own.read_text() != marker.read_text():
+      shutil.rmtree(workdir, ignore_errors=True)
 
 
 def _fetch(remote: epath.Path, workdir: str) -> None:

@@ -50,6 +50,9 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
       # the run refuses to resume until the checkpoint is moved.
       newest = listing.read_meta(directory / str(steps[-1]))
       left_out = skips.of_json(newest.get('skipped_batches', ()))
+      # The log may have steps after the newest checkpoint.
+      if skips.read(workdir, skips.LOGGED).ranges:
+        left_out = skips.read(workdir, skips.LOGGED)
       first, end = (left_out.number(logged - 1) for logged in skipped)
       left_out = left_out.also(first, end)
       for pair in skips.read(workdir).ranges:  # Also those of earlier rewinds.

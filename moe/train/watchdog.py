@@ -30,7 +30,8 @@ _CAUSES = {
   'an evaluation': 'an evaluation has not finished a batch: look at the disk or'
   ' network of the held-out data, and at the devices',
   'a checkpoint': 'a checkpoint has not been saved: look at the disk or network'
-  ' of the checkpoints',
+  ' of the checkpoints, or for a stopped process of this run, for which the'
+  ' others wait',
 }
 
 

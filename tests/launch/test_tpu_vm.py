@@ -59,8 +59,8 @@ def test_a_mistake_is_one_sentence_and_code_2(flags, message):
   assert done.returncode == 2 and message in done.stderr
 
 
-# A fake gcloud: `describe` prints the next line of the file `states`. The exit
-# code that a worker reports is always 0.
+# A fake gcloud: `describe` prints the next line of the file `states`. A worker
+# reports the exit code in the file `code`, or 0.
 GCLOUD = """#!/bin/bash
 echo "$*" >> "$FAKE/calls"
 case "$*" in
@@ -68,19 +68,23 @@ case "$*" in
     head -n 1 "$FAKE/states"
     sed -i 1d "$FAKE/states" ;;
   *networkEndpoints*) echo 10.0.0.1 ;;
-  *tpu_worker.sh' 'code) echo 0 ;;
+  *tpu_worker.sh' 'code) cat "$FAKE/code" 2> /dev/null || echo 0 ;;
 esac
 """
 
 
+@pytest.mark.parametrize('code', [None, '69'])
 def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
-  tmp_path,
+  tmp_path, code
 ):
+  if code:  # The command ends before the TPU is gone, and later for good.
+    (tmp_path / 'code').write_text(code)
   (tmp_path / 'gcloud').write_text(GCLOUD)
   (tmp_path / 'gcloud').chmod(0o755)
   # States that the fake gcloud reports: the TPU is active at first, and is lost
   # while the command runs. Then it is deleted and created again.
-  states = 'ACTIVE SUSPENDED SUSPENDED ' + 'SUSPENDED ACTIVE' + ' ACTIVE' * 9
+  before = 'ACTIVE ' * (3 if code else 1)
+  states = before + 'SUSPENDED ' * 3 + 'ACTIVE' + ' ACTIVE' * 9
   (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
   environment = {
     'PATH': f'{tmp_path}:{os.environ["PATH"]}',
@@ -92,7 +96,7 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   done = tpu_vm(
     'run', '--type=v4-8', '--spot', command=COMMAND, environment=environment
   )
-  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.returncode == int(code or 0), done.stdout + done.stderr
   calls = (tmp_path / 'calls').read_text().splitlines()
   kinds = (
     'queued-resources delete',

@@ -1,3 +1,6 @@
+import signal
+import time
+
 import jax
 import pytest
 
@@ -161,6 +164,37 @@ def test_a_process_with_a_place_still_obeys_sigterm():
   (process,) = started(['-c', EARLY], 1, 1)
   _, errors = process.communicate(timeout=60)
   assert process.returncode == 75, errors
+
+
+# A command that waits in C code, where Python cannot handle a signal.
+BLOCKED = """
+import ctypes, sys
+from launch import runtime
+from moe import stop_signals
+from moe.parallel import processes
+def command():
+  stop_signals.listen()
+  processes.initialize()
+  print('ready', flush=True)
+  mutex = ctypes.create_string_buffer(64)
+  ctypes.CDLL(None).pthread_mutex_lock(mutex)
+  ctypes.CDLL(None).pthread_mutex_lock(mutex)
+stop_signals._PATIENCE_SECONDS = 0.3
+sys.exit(runtime.run(command))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_loop_ends_all_processes_with_75():
+  running = started(['-c', BLOCKED], 2, 1)
+  for process in running:
+    while process.stdout.readline() != 'ready\n':
+      assert process.poll() is None
+  time.sleep(0.3)  # The processes print 'ready' shortly before they block.
+  for process in running:
+    process.send_signal(signal.SIGTERM)
+  errors = [p.communicate(timeout=60)[1] for p in running]
+  assert [p.returncode for p in running] == [75, 75], errors
 
 
 # A program in which process 0 gets SIGTERM at step 5. All processes must leave

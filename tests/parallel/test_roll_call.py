@@ -112,6 +112,7 @@ def test_members_beat_and_leave_when_process_0_is_stopped(
     assert json.loads(lines.readline()) == {'beat': True}
     until(lambda: ends)
     assert ends[0]['lost'].startswith('process 0 (x) has given no sign')
+    connection.sendall(b'{"bye": true}\n')
     member.leave(0, '')
 
 
@@ -123,6 +124,42 @@ def test_a_process_that_ends_well_is_not_missed(place, hub, ends):
     connection.close()
   assert hub._left.wait(10)
   assert ends == []
+
+
+def test_a_process_that_is_done_waits_until_process_0_is_done(place, hub, ends):
+  member = roll_call.Member(place._replace(process_id=1))
+  other, _ = connected(place, 2)
+  member.call(10, {})
+  hub.thread.join()
+  waits = threading.Thread(target=member.leave, args=(0, ''))
+  waits.start()
+  until(lambda: hub._peers[1].has_left)
+  waits.join(0.2)
+  assert waits.is_alive()  # Process 0 may write results now.
+  leaves = threading.Thread(target=hub.leave, args=(0, ''))
+  leaves.start()
+  waits.join(10)
+  assert not waits.is_alive()
+  assert leaves.is_alive()  # Process 2 still works.
+  other.sendall(b'{"leaves": 0}\n')
+  leaves.join(10)
+  assert not leaves.is_alive() and ends == []
+
+
+def test_a_process_that_is_done_ends_at_once_when_process_0_fails(
+  place, hub, ends
+):
+  member = roll_call.Member(place._replace(process_id=1))
+  other, _ = connected(place, 2)
+  member.call(10, {})
+  hub.thread.join()
+  threading.Thread(target=member.leave, args=(0, ''), daemon=True).start()
+  until(lambda: hub._peers[1].has_left)
+  threading.Thread(target=hub.leave, args=(75, ''), daemon=True).start()
+  until(lambda: ends)
+  assert (ends[0]['code'], ends[0]['grace']) == (75, 0)
+  member.leave(75, '')
+  other.close()
 
 
 def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):

@@ -274,11 +274,13 @@ def test_a_killed_process_is_named_within_15_seconds(tmp_path, victim):
   ('seconds', 'code', 'fragment'),
   [
     (0, farewell.EXIT_LOST, r'process 1 \(\S+\) has given no sign of life'),
-    (20, watchdog.EXIT_HUNG, 'for a stopped process of this run'),
+    (20, watchdog.EXIT_HUNG, 'look for a device that is broken'),
   ],
 )
 def test_a_stopped_process_ends_the_other(tmp_path, seconds, code, fragment):
-  processes = started_run(tmp_path, 2, [f'--gin.HANG_SECONDS={seconds}.0'])
+  # Without saves the others wait in a collective of the next step.
+  flags = [f'--gin.HANG_SECONDS={seconds}.0', '--gin.SAVE_PERIOD=1000']
+  processes = started_run(tmp_path, 2, flags)
   wait_for_step(processes, tmp_path, 5)
   processes[1].send_signal(signal.SIGSTOP)
   error = processes[0].communicate(timeout=180)[1]

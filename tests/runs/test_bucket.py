@@ -94,9 +94,30 @@ def test_the_log_of_a_living_run_is_not_replaced_by_an_older_one(url):
   assert (mirror / 'log.jsonl').read_text() == '1\n2\n'
 
 
-def test_a_new_run_in_an_emptied_bucket_has_no_old_files(url):
+def test_a_new_run_in_an_emptied_bucket_has_no_old_files(
+  url, tmp_path, monkeypatch
+):
   mirror = pathlib.Path(bucket.opened(url, is_written=True))
   (mirror / 'skipped_batches.json').write_text('[]')
   (pathlib.Path(url) / listing.BUCKET).unlink()
-  mirror = pathlib.Path(bucket.opened(url, is_written=True))
+  for machine in ('another', 'cache'):  # The run begins on another machine.
+    monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / machine))
+    mirror = pathlib.Path(bucket.opened(url, is_written=True))
   assert not (mirror / 'skipped_batches.json').exists()
+  assert listing.bucket_of(mirror) == url
+  (mirror / 'hang.txt').write_text('stacks')
+  bucket.opened(url, is_written=True)
+  assert (mirror / 'hang.txt').exists()  # It is the same run.
+
+
+def test_a_mirror_is_filled_after_all_processes_have_emptied_it(
+  url, monkeypatch
+):
+  mirror = pathlib.Path(bucket.opened(url, is_written=True))
+  (pathlib.Path(url) / listing.BUCKET).unlink()
+  seen = []
+  monkeypatch.setattr(
+    bucket, '_wait_for_others', lambda _: seen.append(mirror.exists())
+  )
+  bucket.opened(url, is_written=True)
+  assert seen == [True, False] and mirror.exists()
