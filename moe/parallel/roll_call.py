@@ -194,6 +194,13 @@ class Hub:
       self._peers[process] = guest
 
   def _watch(self) -> None:
+    try:
+      self._watch_all()
+    finally:  # `leave` must not wait for a thread that has failed.
+      self._done.set()
+      self._left.set()
+
+  def _watch_all(self) -> None:
     present, beaten = dict(self._peers), time.monotonic()
     selector = selectors.DefaultSelector()
     for peer in present.values():
@@ -221,7 +228,6 @@ class Hub:
       if all(peer.has_left for peer in present.values()):
         self._done.set()
     selector.close()
-    self._left.set()
 
   def _hear(
     self, peer: Peer, who: str, message: dict, present: Iterable[Peer]

@@ -27,8 +27,8 @@ from moe.train.watchdog import Watchdog
 from moe.types import Batch, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
-# The profiler keeps Python's lock while it writes a trace, for at most about so
-# long.
+# While the profiler writes a trace, it keeps Python's lock. So the other
+# processes expect no sign of life for this many seconds.
 _TRACE_SECONDS = 900.0
 
 
