@@ -1,8 +1,9 @@
-r"""Measures the project: python -m launch.bench imports|moe|step|checkpoints.
+r"""Measures the project: python -m launch.bench VERB FLAGS.
 
 imports   times the import of each module of moe, with jax, flax and optax
           already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
+pairs     times the pair track of a folding block against AlphaFold's layers
 step      times a training step, alone or against another step or program;
           --gin.NAME=VALUE as in launch.train
 checkpoints
@@ -32,6 +33,7 @@ from moe.evaluate import timing
 from moe.planning import import_times
 
 layer_estimates = Later('moe.planning.layer_estimates')
+pair_comparison = Later('moe.planning.pair_comparison')
 runs = Later('launch.benchmarks.runs')
 step = Later('launch.benchmarks.step')
 
@@ -42,27 +44,24 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add_verb = flags.add_verbs(parser)
   _imports_flags(add_verb('imports', 'seconds to import each module'))
   _moe_flags(add_verb('moe', 'one MoE layer'))
+  pairs = add_verb('pairs', 'the pair track of a folding block')
+  for name, size in (('length', 128), ('width', 32), ('heads', 0)):
+    pairs.add_argument(f'--{name}', type=int, default=size)
+  _shared_flags(pairs)
   _step_flags(add_verb('step', 'whole training steps'))
   saves = add_verb('checkpoints', 'saves, checks and resumed runs')
   flags.add_gin_flags(saves, help='default: a model with 100M parameters')
   _shared_flags(saves)
   args, overrides = flags.parse(parser, argv)
-  if overrides and args.verb in ('imports', 'moe'):
+  if overrides and args.verb in ('imports', 'moe', 'pairs'):
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
   return args, overrides
 
 
 def _imports_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
-  add(
-    'modules', nargs='*', metavar='MODULE', help='default: all modules of moe'
-  )
-  add(
-    '--runs',
-    type=int,
-    default=1,
-    help='pairs of processes for each module; default: 1',
-  )
+  add('modules', nargs='*', metavar='MODULE', help='default: all of moe')
+  add('--runs', type=int, default=1, help='pairs of processes; default: 1')
   add('--json', action='store_true', help='one JSON object')
 
 
@@ -91,11 +90,7 @@ def _moe_flags(parser: argparse.ArgumentParser) -> None:
     add(f'--{name}', type=int, help=text)
   add('--capacity_factor', type=float, help='default: 1.25')
   add('--dtype', help='dtype of activations and experts')
-  add(
-    '--dispatch',
-    help='class of the dispatch; default: Sorted, but Dropless for'
-    ' --compare=dense',
-  )
+  add('--dispatch', help='default: Sorted, but Dropless for --compare=dense')
   add('--exchange', help='class of the exchange; default: AllToAll')
   _shared_flags(parser)
 
@@ -131,7 +126,7 @@ def _shared_flags(parser: argparse.ArgumentParser) -> None:
 def compare(
   args: argparse.Namespace, overrides: list[str], command: str
 ) -> int:
-  """Runs the verb `moe`, `step` or `checkpoints`, and prints its report."""
+  """Runs a verb other than `imports`, and prints its report."""
   if args.rounds < 1:
     raise ValueError(f'--rounds={args.rounds} must be at least 1.')
   _set_environment(getattr(args, 'compare', None))
@@ -144,7 +139,8 @@ def compare(
   elif args.verb == 'step':
     report = step.compare(args, overrides)
   else:
-    report = layer_estimates.compare(args)
+    module = layer_estimates if args.verb == 'moe' else pair_comparison
+    report = module.compare(args)
   timing.show(report, args.json, command)
   return 0
 

@@ -88,10 +88,8 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   )
   train = [sys.executable, '-m', 'launch.train']
   train += [f'--gin_file={file}' for file in args.gin_file]
-  train += [f'--gin.{binding}' for binding in overrides]
-  found = ladder.run(
-    plan, lambda own: [*train, *(f'--gin.{b}' for b in own)], args.workdir
-  )
+  flags_of = lambda own: [f'--gin.{b}' for b in (*overrides, *own)]
+  found = ladder.run(plan, lambda own: train + flags_of(own), args.workdir)
   summary, page = ladder_page.report(
     found, written.seed_and_tasks, expansions, command, args.workdir
   )

@@ -22,7 +22,6 @@ from launch import runtime, token_stores
 from launch.configs import configuration, flags
 from launch.later import Later
 from moe.evaluate.score import as_table
-from moe.modalities import protein
 
 protein_scores_page = Later('moe.report.protein_scores_page')
 chain_language = Later('moe.runs.chain_language')
@@ -60,16 +59,14 @@ def score(args: argparse.Namespace, command: str) -> int:
     args.checkpoint, configuration.FOLDING_MODEL
   )
   runtime.set_up_jax()
-  # A training chain may be the nearest even if it is too long for the run.
-  longest = max(run.data.longest, protein.LONGEST)
-  stores = folding.stores_of(run, proteins.prepare, longest)
   if args.structures:
     given = proteins.all_of(args.structures)
   else:
+    stores = folding.stores_of(run, proteins.prepare)
     given = folding.chains_of(stores, args.split)
   chains = protein_scores.chosen(given, args.longest)
   model = folded.load(run, args.checkpoint)
-  training = folding.chains_of(stores, 'train')
+  training = folding.training_chains(run, proteins.prepare)
   runtime.log(f'{len(chains)} chains; {len(training):,} training chains')
   found = protein_scores.score_chains(
     model, chains, training, args.recycles, args.memory

@@ -153,3 +153,6 @@ registry.add_mixture(
   'chains_and_poems',
   ('proteins', 'proteins_3di', 'proteins_3di_at_once', 'builtin_poems'),
 )
+registry.add_mixture(
+  'masked_chains_and_poems', ('proteins_masked', 'builtin_poems')
+)

@@ -171,7 +171,8 @@ def _located(name: str | os.PathLike) -> pathlib.Path:
 def _matching(pattern: pathlib.Path) -> Sequence[pathlib.Path]:
   if pattern.is_file():
     return [pattern]
-  return [pathlib.Path(path) for path in sorted(glob.glob(str(pattern)))]
+  found = map(pathlib.Path, sorted(glob.glob(str(pattern), recursive=True)))
+  return [path for path in found if path.is_file()]
 
 
 def _version(path: pathlib.Path) -> list[int]:

@@ -9,15 +9,18 @@ of one of its chains with a training chain.
 
 import collections
 import functools
+import glob
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
-from moe.data.store import Record
+from moe.data.chains import all_chains
+from moe.data.store import Record, Store
 from moe.modalities import protein, similarity, structure_files
 from moe.modalities.protein import Chain
 from tasks import origin, source_stores, splits, text_files
@@ -123,9 +126,9 @@ class Folder:
     ]
 
   def files_of(self, split: str) -> list[str]:
-    """All files of the folder, since each may change the split of others."""
+    """A pattern for all files, since a new one may change others' splits."""
     del split
-    return [str(path) for path in self._paths()]
+    return [os.path.join(glob.escape(str(self.directory)), '*')]
 
   def all_chains(self) -> list[Chain]:
     """The chains of all files.
@@ -164,9 +167,8 @@ class Folder:
     ])  # fmt: skip
 
   def _paths(self) -> list[pathlib.Path]:
-    if not self.directory.is_dir():
-      return []
-    found = sorted(self.directory.iterdir())
+    (pattern,) = self.files_of('train')
+    found = map(pathlib.Path, sorted(glob.glob(pattern)))
     return [path for path in found if structure_files.is_structure(path)]
 
 
@@ -266,8 +268,12 @@ def _write(
   # In a small folder, perhaps no file is held out. Then no store is made for
   # the split.
   if not made and split != 'train':
+    shutil.rmtree(directory, ignore_errors=True)
     return
-  files = [*source.files_of(split), *origin.code(__name__)]
+  # The highest identity also depends on the training chains.
+  parts = dict.fromkeys(('train', split))
+  files = [file for part in parts for file in source.files_of(part)]
+  files += origin.code(__name__)
   manifest = {
     'task': name,
     'split': split,
@@ -277,12 +283,9 @@ def _write(
   why = ', '.join(f'{n} with {reason}' for reason, n in reasons.items())
   said = f'{name}/{split}: {len(made):,} chains; left out: {why or "none"}'
   if split != 'train':
-    training = [
-      chain.sequence
-      for chain in source.chains('train')
-      if not protein.why_unfit(chain, longest=longest)
-    ]
-    highest = similarity.highest_identity(sequences, training)
+    training = Store(os.path.join(os.path.dirname(directory), 'train'))
+    others = [chain.sequence for chain in all_chains(training)]
+    highest = similarity.highest_identity(sequences, others)
     manifest['highest_identity'] = highest
     said += f'; highest identity with a training chain {highest:.1%}'
   bad = left_out + source.unreadable(split)

@@ -45,7 +45,8 @@ TOKENIZERS = [
 # Models that fold proteins, and their runs.
 FOLDERS = [f'models/fold_{n}.gin' for n in ('nano', 'tiny', 'small')]
 FOLDERS.append('models/esmfold_690m.gin')
-FOLDING_RUNS = ['runs/fold_cpu.gin', 'runs/fold_overfit.gin']
+FOLDING_RUNS = [f'runs/fold_{n}.gin' for n in ('cpu', 'gpu', 'overfit')]
+FOLDING_RUNS.append('runs/esmfold_v5p_16.gin')
 # Our own models for experiments. They are compared with their dense twins, and
 # the other models with published numbers of parameters.
 LADDER = [f'models/{n}.gin' for n in ('tiny', 'small', 'base', 'large', 'xl')]
@@ -63,6 +64,7 @@ NUM_DEVICES = {
   f'runs/{n}_cpu.gin': 1
   for n in (
     'chains',
+    'chains_masked',
     'emoji',
     'hanzi',
     'pictures',
@@ -261,6 +263,7 @@ def test_esmfold_has_the_parameters_of_the_paper_beside_its_trunk():
 def test_a_folding_run_has_its_numbers_as_macros(name):
   macros = [
     'TRAIN_STEPS=123',
+    'WARMUP_STEPS=10',
     'BATCH_SIZE=8',
     'CROP=40',
     'SEED=5',
@@ -274,13 +277,34 @@ def test_a_folding_run_has_its_numbers_as_macros(name):
     configuration.load([name], [])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FOLDING_RUNS)
+def test_a_folding_run_is_built_by_shapes(name):
+  alone = ['MESH_DATA=1', 'MESH_FSDP=1', 'MESH_EXPERT=1', 'BATCH_SIZE=1']
+  run = configuration.read([name], alone).run
+  program = run.program(jax.devices()[:1])
+  assert program.batch_shapes['tokens'].shape == (1, run.data.crop)
+
+
+def test_masked_modelling_hides_15_percent_and_3di_letters_all():
+  for name, task, fraction in (
+    ('chains_masked_cpu', 'proteins_masked', 0.15),
+    ('chains_cpu', 'proteins_3di_at_once', 1.0),
+  ):
+    data = configuration.load([f'runs/{name}.gin'], []).data
+    assert [(t, m.fraction) for t, m in data.transforms] == [(task, fraction)]
+
+
 def test_the_ids_of_wudao_are_text_codes_and_residues():
-  model = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], []).model
+  run = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], [])
+  model = run.model
   sizes = {name: size for name, size in model.ids.sizes.items() if size}
   assert list(sizes) == ['text', 'command', 'image', 'residue']
   assert (sizes['text'], sizes['image']) == (143_616, 32 * 32 * 8)
   assert sizes['residue'] == residues.NUM_CODES
   assert model.ids.size == model.vocab_size == 152_064
+  # The log has the loads of text, pictures and proteins.
+  assert moe(run).num_modalities == 3
 
 
 @pytest.mark.parametrize('name', files('parallel'))

@@ -193,19 +193,25 @@ def of_sets(
     command: the command that gives the same number again.
     unit: unit of the value.
     is_higher_better: whether a higher value is better.
+
+  Returns:
+    A score with its interval. A set with a single member has no interval.
   """
   value = float(value_of(*(np.arange(size) for size in sizes)))
-  rng = np.random.default_rng(0)
-  resampled = [
-    value_of(*(rng.integers(size, size=size) for size in sizes))
-    for _ in range(_RESAMPLES_OF_SETS)
-  ]
-  error = 1.96 * float(np.std(resampled))
+  low = high = None
+  if min(sizes) > 1:
+    rng = np.random.default_rng(0)
+    resampled = [
+      value_of(*(rng.integers(size, size=size) for size in sizes))
+      for _ in range(_RESAMPLES_OF_SETS)
+    ]
+    error = 1.96 * float(np.std(resampled))
+    low, high = value - error, value + error
   return score.Score(
     name,
     value,
-    value - error,
-    value + error,
+    low,
+    high,
     min(sizes),
     command,
     unit,

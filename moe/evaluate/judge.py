@@ -88,7 +88,7 @@ def train(
   """Trains a judge.
 
   Args:
-    pictures: uint8 [N, Y, X, 3]; height and width are equal, a multiple of 8.
+    pictures: uint8 [N, Y, X, 3]; height and width are equal.
     facts: facts of each picture, by attribute.
     epochs: number of passes over the pictures. Each pass leaves out the rest
       that fills no batch.
@@ -217,7 +217,7 @@ def _init(
     # Four pixels become one, with four times the channels.
     params[f'conv_{number}'] = matrix(3, 3, 4 * before, width)
     before = width
-  side = size // 2 ** len(_WIDTHS)
+  side = -(-size // 2 ** len(_WIDTHS))
   params['features'] = matrix(side * side * before, _FEATURES)
   for name, count in classes.items():
     params[f'to_{name}'] = matrix(_FEATURES, count)
@@ -227,6 +227,9 @@ def _init(
 def _apply(params: PyTree, pixels: Array) -> tuple[dict[str, Array], Array]:
   """(logits by attribute, features [B, F]) of uint8 [B, Y, X, 3]."""
   x = pixels.astype(jnp.float32) / 127.5 - 1.0
+  # Height and width are halved several times.
+  more = -x.shape[1] % 2 ** len(_WIDTHS)
+  x = jnp.pad(x, ((0, 0), (0, more), (0, more), (0, 0)))
   for number in range(len(_WIDTHS)):
     B, Y, X, C = x.shape
     x = x.reshape(B, Y // 2, 2, X // 2, 2, C).transpose(0, 1, 3, 2, 4, 5)

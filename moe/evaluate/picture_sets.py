@@ -98,7 +98,9 @@ def scores(
   many pictures: as many as were drawn, but at most half of the real ones. Each
   feature is divided by its standard deviation over the real pictures. Without
   this, large features would rule the cubic kernel of KID, and its noise would
-  be larger than the distance.
+  be larger than the distance. A feature that is 0 for nearly all real pictures
+  has a small deviation. We divide it by the median deviation, so that a few
+  pictures do not decide the distance.
 
   Args:
     drawn_NF: features of drawn pictures.
@@ -112,9 +114,10 @@ def scores(
   num = min(len(drawn_NF), len(real_NF) // 2)
   if num < 2:
     return []
-  # Some units of the network are the same for all pictures.
   scale_F = np.std(real_NF, axis=0, dtype=np.float64)
-  scale_F = np.where(scale_F > 0, scale_F, 1)
+  # Some units of the network are the same for all pictures.
+  alive = scale_F[scale_F > 0]
+  scale_F = np.maximum(scale_F, np.median(alive) if alive.size else 1)
   drawn_NF, real_NF = drawn_NF / scale_F, real_NF / scale_F
   chosen = np.random.default_rng(1).permutation(len(real_NF))[:num]
   pairs = {

@@ -5,14 +5,13 @@ An alignment of the sequences says which residue gets which atom of that chain.
 Contacts have one more baseline: how often residues touch at each separation.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from moe.evaluate import structures
-from moe.modalities import torsions
+from moe.modalities import similarity, torsions
 from moe.modalities.protein import Chain
 
 # A chain is novel if its best alignment with a training chain scores less than
@@ -91,9 +90,12 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
     chain: the chain.
     training: at least one chain.
   """
-  scores = [_aligned(chain, other).score for other in training]
+  aligned = lambda other: similarity.align(
+    chain.sequence, other.sequence, is_local=False
+  )
+  scores = [aligned(other).score for other in training]
   best_chain = training[int(np.argmax(scores))]
-  best = _aligned(chain, best_chain)
+  best = aligned(best_chain)
   pairs = best.trace[(best.trace >= 0).all(axis=1)]
   same = chain.codes[pairs[:, 0]] == best_chain.codes[pairs[:, 1]]
   is_placed = best_chain.mask[:, 1]
@@ -106,29 +108,6 @@ def nearest(chain: Chain, training: Sequence[Chain]) -> Nearest:
     float(same.mean()) if same.size else 0.0,
     threaded(chain.codes.size, known[:, 0], best_chain.atoms[known[:, 1], 1]),
   )
-
-
-def _aligned(chain: Chain, other: Chain):
-  """The best alignment of two chains; it takes about 0.7 ms."""
-  from biotite.sequence import align  # The import takes a second.
-
-  pair = _as_biotite(chain.sequence), _as_biotite(other.sequence)
-  options = {'terminal_penalty': False, 'max_number': 1}
-  return align.align_optimal(*pair, _matrix(), (-10, -1), **options)[0]
-
-
-@functools.cache
-def _matrix():
-  from biotite.sequence import align  # The import takes a second.
-
-  return align.SubstitutionMatrix.std_protein_matrix()
-
-
-@functools.lru_cache(maxsize=10_000)
-def _as_biotite(sequence: str):
-  from biotite.sequence import ProteinSequence  # The import takes a second.
-
-  return ProteinSequence(sequence)
 
 
 def threaded(size: int, rows: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moe import axes
 from moe.layers.linear import LayerNorm, Linear
@@ -27,8 +28,8 @@ _SUMS = {
   INCOMING: 'BkIC,BkJC->BIJC',
 }
 
-# Largest number of scores that triangle attention holds at once, unless one row
-# of pairs has more. They take half a gigabyte.
+# Largest number of scores that triangle attention holds at once on a device,
+# unless one row of pairs has more. They take half a gigabyte.
 MOST_SCORES = 2**27
 
 
@@ -115,7 +116,7 @@ class GatedAttention(nn.Module):
     )(x)
     query, key, value, gate = jnp.moveaxis(every, -3, 0)
     attend = functools.partial(_attend, bias, valid)
-    parts = num_parts(x.shape[:-1], N)
+    parts = num_parts(x.shape[:-1], N, _num_devices())
     if parts > 1:
       y = _by_parts(attend, parts, query, key, value)
     else:
@@ -139,18 +140,32 @@ def _attend(
   return jnp.einsum('...NIJ,...JNH->...INH', weights, value)
 
 
-def num_parts(shape: Sequence[int], num_heads: int) -> int:
+def num_parts(
+  shape: Sequence[int], num_heads: int, num_devices: int = 1
+) -> int:
   """Number of parts in which attention computes the rows of pairs.
 
   Args:
     shape: (B, rows, residues of a row), or (B, residues), which is one part.
     num_heads: N.
+    num_devices: number of devices that share the rows of all chains.
   """
   if len(shape) < 3:
     return 1
   scores, rows = math.prod(shape) * shape[-1] * num_heads, shape[1]
+  scores //= num_devices
   fits = lambda parts: rows % parts == 0 and scores // parts <= MOST_SCORES
   return next(filter(fits, range(1, rows)), rows)
+
+
+def _num_devices() -> int:
+  """Number of devices that share the rows of all chains in this mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return 1
+  divided = nn.logical_to_mesh_axes((axes.BATCH, axes.LENGTH))
+  names = [name for one in divided or () if one for name in np.atleast_1d(one)]
+  return math.prod(mesh.shape[name] for name in names)
 
 
 def _by_parts(attend, parts: int, *arrays: Array) -> Array:

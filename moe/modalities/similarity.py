@@ -1,27 +1,50 @@
 """Compares sequences of proteins: the best local alignment, and identity.
 
-An alignment takes about a millisecond, so only pairs that share words are
-aligned. A word is a part of 4 residues. A pair with 30% equal residues nearly
-always shares several words, and an unrelated pair rarely shares two.
+The time of an alignment grows with the product of the lengths: a millisecond
+for 100 residues, and 40 for 1,000. So only pairs that share two words are
+aligned. A word is a part of 4 residues. Unrelated chains of 100 residues seldom
+share two, but those of 1,000 residues share 12 on average. So long chains must
+have two shared words near each other. Altschul et al. (1997) search sequences
+in this way, https://doi.org/10.1093/nar/25.17.3389.
 """
 
 import collections
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 # Two chains with at least this identity count as similar.
 SIMILAR = 0.3
-_WORD, _LEAST_WORDS = 4, 2
+_WORD = 4
+# Chains are long if the product of their lengths is larger than this. Unrelated
+# ones then share more than one word on average.
+_LONG = 100_000
+# Two shared words are near each other if they are at most this many residues
+# apart, and if the gaps between them have at most this many residues.
+_REACH, _GAPS = 100, 8
+# Seconds between two messages.
+_PERIOD = 10.0
+
+_logger = logging.getLogger(__name__)
 
 
-def align(one: str, two: str):
-  """The best local alignment; BLOSUM62, 10 to open a gap, 1 to extend it."""
+def align(one: str, two: str, is_local: bool = True):
+  """The best alignment; BLOSUM62, 10 to open a gap, 1 to extend it.
+
+  Args:
+    one: a sequence.
+    two: another sequence.
+    is_local: whether parts of the sequences are aligned. Otherwise the whole
+      sequences are, and gaps at the ends are free.
+  """
   from biotite.sequence import align  # The import takes a second.
 
   pair = _as_biotite(one), _as_biotite(two)
-  options = {'gap_penalty': (-10, -1), 'local': True, 'max_number': 1}
+  ends = {'local': True} if is_local else {'terminal_penalty': False}
+  options = {'gap_penalty': (-10, -1), 'max_number': 1, **ends}
   return align.align_optimal(*pair, _matrix(), **options)[0]
 
 
@@ -53,6 +76,8 @@ def likely(
 ) -> Iterator[tuple[int, int]]:
   """Yields the pairs that may be similar, since they share words.
 
+  It logs its progress, since many long sequences take hours.
+
   Args:
     sequences: sequences.
     others: sequences to compare with; None compares `sequences` with each
@@ -62,27 +87,72 @@ def likely(
     (number in `sequences`, number in `others`). If `others` is None, the second
     number is the smaller one.
   """
+  known = sequences if others is None else others
+  # Word -> (number of a sequence, place of the word in it).
   having = collections.defaultdict(list)
 
-  def add(number: int, words: Iterable[str]) -> None:
-    for word in words:
-      having[word].append(number)
+  def add(number: int, places: Mapping[str, int]) -> None:
+    for word, place in places.items():
+      having[word].append((number, place))
 
   for number, sequence in enumerate(others or ()):
-    add(number, _words(sequence))
+    add(number, _places(sequence))
+  last = time.monotonic()
   for number, sequence in enumerate(sequences):
-    words = _words(sequence)
-    shared = collections.Counter(n for word in words for n in having[word])
-    # Most sequences with a single word repeat one residue.
-    least = min(_LEAST_WORDS, len(words))
-    yield from ((number, n) for n, count in shared.items() if count >= least)
+    places = _places(sequence)
+    for other, pairs in _shared(places, having).items():
+      is_long = len(sequence) * len(known[other]) > _LONG
+      has_two = _has_two_near(pairs) if is_long else len(pairs) > 1
+      # Most sequences with a single word repeat one residue.
+      if has_two or len(places) == 1:
+        yield number, other
     if others is None:
-      add(number, words)
+      add(number, places)
+    if time.monotonic() - last > _PERIOD:
+      last = time.monotonic()
+      _logger.info(f'{number + 1:,} of {len(sequences):,} chains compared')
 
 
-def _words(sequence: str) -> set[str]:
-  count = len(sequence) - _WORD + 1
-  return {sequence[i : i + _WORD] for i in range(count)}
+def _places(sequence: str) -> dict[str, int]:
+  """The first place of each word, in ascending order."""
+  found = {}
+  for place in range(len(sequence) - _WORD + 1):
+    found.setdefault(sequence[place : place + _WORD], place)
+  return found
+
+
+def _shared(
+  places: Mapping[str, int], having: Mapping[str, list[tuple[int, int]]]
+) -> dict[int, list[tuple[int, int]]]:
+  """Number of each other sequence -> both places of each word in common.
+
+  Args:
+    places: the place of each word of a sequence.
+    having: word -> (number, place) in each of the other sequences.
+  """
+  found = collections.defaultdict(list)
+  for word, place in places.items():
+    for other, its_place in having.get(word, ()):
+      found[other].append((place, its_place))
+  return found
+
+
+def _has_two_near(pairs: Sequence[tuple[int, int]]) -> bool:
+  """Whether two shared words are near each other in both sequences.
+
+  Args:
+    pairs: the places of each shared word in the two sequences; those in the
+      first sequence are in ascending order.
+  """
+  for i, (place, its_place) in enumerate(pairs):
+    for next_place, its_next in pairs[i + 1 :]:
+      apart = next_place - place
+      if apart > _REACH:
+        break
+      # Words that overlap are more likely shared by chance.
+      if apart >= _WORD and abs(its_next - its_place - apart) <= _GAPS:
+        return True
+  return False
 
 
 def highest_identity(sequences: Sequence[str], others: Sequence[str]) -> float:

@@ -89,12 +89,6 @@ class Decoder(nn.Module):
     if self.embedding_scale is not None:
       scale = 'factor of embeddings'
       bounds.within('embedding_scale', self.embedding_scale, scale, above=0)
-      if self.parametrisation:
-        raise ValueError(
-          f'EMBEDDING_SCALE must be None with a PARAMETRISATION, got'
-          f' {self.embedding_scale}: its rates assume embeddings that are'
-          ' multiplied by the square root of D_MODEL.'
-        )
     bounds.at_least(1, 'D_MODEL', self.d_model, 'the width of the model')
     bounds.at_least(
       1, 'VOCAB_SIZE', self.vocab_size, 'entries of the vocabulary'

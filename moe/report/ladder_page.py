@@ -219,14 +219,16 @@ def _curves(
   summary: dict[str, Any], tasks: Sequence[str], colors: draw.Colors
 ) -> Figure:
   """Draws the curves of all arms for each task, and their gains below."""
-  width = max(9.2, 4.2 * len(tasks))
-  figure = Figure((width, 5.6), layout='constrained')
-  panels = figure.subplots(
-    2, len(tasks), sharex=True, squeeze=False, height_ratios=(1.4, 1)
-  )
-  for task, (top, bottom) in zip(tasks, panels.T, strict=True):
-    _draw_task(summary, task, (top, bottom), colors)
-  panels[0, 0].legend(loc='upper right')
+  columns = min(len(tasks), 2)
+  rows = math.ceil(len(tasks) / columns)
+  figure = Figure((9.2, 4.8 * rows), layout='constrained')
+  grid = figure.add_gridspec(rows, columns)
+  for number, task in enumerate(tasks):
+    cell = grid[divmod(number, columns)].subgridspec(2, 1, height_ratios=(2, 1))
+    panels = cell.subplots(sharex=True)
+    _draw_task(summary, task, panels, colors)
+    if not number:
+      panels[0].legend(loc='upper right')
   return figure
 
 
@@ -239,7 +241,7 @@ def _draw_task(
   """Draws the bits of all arms into one panel, and their gains into another."""
   found, base = summary['tasks'][task], summary['base']
   millions = np.array(found['tokens']) / 1e6
-  top, bottom = panels
+  (top, bottom), laws = panels, []
   looks = zip(
     found['arms'].items(),
     itertools.cycle(colors.series),
@@ -259,7 +261,11 @@ def _draw_task(
       ms=4.5, capsize=4,
     )  # fmt: skip
     if arm['law_gain'] is not None:
-      bottom.plot(millions, arm['law_gain'], color=color, lw=1, ls=(0, (4, 4)))
+      laws.append((arm['law_gain'], color))
+  # The panel shows all gains; a law may lie far outside.
+  bottom.set_ylim(bottom.get_ylim())
+  for gain, color in laws:
+    bottom.plot(millions, gain, color=color, lw=1, ls=(0, (4, 4)))
   top.set_ylabel(f'{task}, bits per character')
   bottom.set(xlabel='million tokens', ylabel=f'gain on {base}')
 
@@ -279,8 +285,10 @@ def _rates(summary: dict[str, Any]) -> str:
       points = [(r, bits) for r, _, bits, _ in rows if bits is not None]
       xs, ys = zip(*points, strict=True) if points else ((), ())
       axes.plot(xs, ys, f'{mark}-', color=color, label=name)
-    axes.set_xscale('log', base=2)
-    axes.xaxis.set_major_formatter('{x:g}')
+    axes.set_xscale('log')
+    rates = {rate for rows in summary['rates'].values() for rate, *_ in rows}
+    axes.set_xticks(sorted(rates), [f'{rate:g}' for rate in sorted(rates)])
+    axes.minorticks_off()
     axes.set(xlabel='learning rate', ylabel='bits per character')
     axes.legend(loc='upper right')
     return draw.svg(figure, 'bits per character by learning rate')

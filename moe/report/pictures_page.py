@@ -59,9 +59,10 @@ def join(directories: Sequence[str]) -> list[Score]:
     directories: of the files, one for each seed.
 
   Raises:
-    ValueError: if a file is missing, or if there are fewer than two.
+    ValueError: if a file is missing, if there are fewer than two, or if two
+      have the scores of the same model.
   """
-  runs = []
+  runs, directory_of = [], {}
   for directory in directories:
     path = pathlib.Path(directory, SCORES)
     if not path.is_file():
@@ -69,8 +70,14 @@ def join(directories: Sequence[str]) -> list[Score]:
         f'{path} must be there, got nothing: make it with `python -m'
         ' launch.images score`.'
       )
-    entries = json_text.parse(path.read_text(encoding='utf-8'))['scores']
-    runs.append([score.from_json(entry) for entry in entries])
+    read = json_text.parse(path.read_text(encoding='utf-8'))
+    other = directory_of.setdefault(read['facts']['model'], directory)
+    if len(directory_of) <= len(runs):
+      raise ValueError(
+        f'The runs to join must be different models, but {other} and'
+        f' {directory} have scores of the same one: leave one of them out.'
+      )
+    runs.append([score.from_json(entry) for entry in read['scores']])
   return comparison.of_runs(runs)
 
 

@@ -27,7 +27,7 @@ from moe.models.functional import Functional
 from moe.parallel import rules, shardings
 from moe.parallel.mesh import make_mesh
 from moe.runs import preflight
-from moe.runs.run import IMAGE_TOKENIZER, Run, optimizer_of
+from moe.runs.run import IMAGE_TOKENIZER, Run, check_rates, optimizer_of
 from moe.train import program as program_lib
 from moe.train.evaluation import HeldOut
 from moe.train.program import Program
@@ -64,7 +64,11 @@ def build(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
   Args:
     run: the run.
     devices: devices of the mesh; None takes all.
+
+  Raises:
+    ValueError: if the run cannot be trained, see `check_rates`.
   """
+  check_rates(run)
   functional, table, mesh = place_model(run, devices)
   # A microbatch must contain whole routing groups. Dense models have no groups.
   experts = anatomy(run.model).experts

@@ -19,24 +19,32 @@ _logger = logging.getLogger(__name__)
 _TRIED = 100
 
 
-def to_draw(
-  model: PictureModel, pictures: HeldOut, wanted: Request
-) -> tuple[HeldOut, HeldOut]:
+def drawable(model: PictureModel, pictures: HeldOut) -> HeldOut:
+  """The pictures that have a sentence which the model can draw, shuffled.
+
+  A sentence with an unknown character, for example, cannot be drawn. Some
+  sources have one kind of picture after the other, and only some pictures are
+  drawn. The random order gives each kind its share.
+  """
+  rows = [i for i, text in enumerate(pictures.captions) if model.can_draw(text)]
+  if len(rows) < len(pictures.captions):
+    _logger.info(
+      f'{pictures.name}: {len(pictures.captions) - len(rows)} sentences are'
+      ' left out, since the model cannot draw them'
+    )
+  return pictures.of_rows(np.random.default_rng(0).permutation(rows).tolist())
+
+
+def to_draw(known: HeldOut, wanted: Request) -> tuple[HeldOut, HeldOut]:
   """(pictures with a sentence to draw, others on which guidance is chosen).
 
-  Pictures are left out if the model cannot draw their sentence: because of an
-  unknown character, for example. The others have at most `_TRIED` pictures,
-  and at most a third of all.
+  The others have at most `_TRIED` pictures, and at most a third of all.
+
+  Args:
+    known: pictures from `drawable`.
+    wanted: what is scored.
   """
-  known = pictures.of_rows(
-    [i for i, text in enumerate(pictures.captions) if model.can_draw(text)]
-  )
   count = len(known.captions)
-  if count < len(pictures.captions):
-    _logger.info(
-      f'{pictures.name}: {len(pictures.captions) - count} sentences are left'
-      ' out, since the model cannot draw them'
-    )
   tried = min(_TRIED, count // 3) if len(wanted.guidances) > 1 else 0
   num = min(wanted.num_drawn, count - tried)
   return known.part(0, num), known.part(num, num + tried)
@@ -77,6 +85,7 @@ def judged(
   mean: Mean,
   pictures: HeldOut,
   reconstructed: np.ndarray,
+  known: HeldOut,
   wanted: HeldOut,
   drawn: np.ndarray,
   judge: Judge,
@@ -87,6 +96,8 @@ def judged(
     mean: makes the scores.
     pictures: the held-out pictures.
     reconstructed: the same pictures, decoded from their codes.
+    known: pictures from `drawable`. Drawn pictures are compared with these,
+      since the others are of kinds that may never be drawn.
     wanted: the pictures whose sentences were drawn.
     drawn: what was drawn for these sentences.
     judge: a network that was trained without the model.
@@ -96,9 +107,7 @@ def judged(
     pictures; the scores of drawn pictures; all by attribute and by kind of
     scene; the distances between drawn and real pictures.
   """
-  _, real = picture_judge.right_and_features(
-    judge, pictures.pixels, pictures.facts
-  )
+  _, real = picture_judge.right_and_features(judge, known.pixels, known.facts)
   right, features = picture_judge.right_and_features(judge, drawn, wanted.facts)
   what = 'drawn pictures judged'
   return [

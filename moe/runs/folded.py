@@ -38,8 +38,8 @@ class Prediction(NamedTuple):
   """A folded chain, and the confidence of the model.
 
   Attributes:
-    chain: residues and their heavy atoms; the backbone alone if the model has
-      learned no side chains.
+    chain: residues and their heavy atoms; the backbone alone if ALL_ATOM_FAPE
+      trained no side chains.
     plddt: [I], expected lDDT of each residue, from 0 to 1.
     errors: [I, J], expected error of the place of residue j in the frame of
       residue i, in Angstrom.
@@ -68,7 +68,7 @@ class FoldingModel:
     ids: the id space.
     origin: name and hash of the model.
     recycles: number of recycles in the evaluation of the run.
-    has_side_chains: whether the model has learned where side chains are.
+    has_side_chains: whether ALL_ATOM_FAPE trained side chains.
   """
 
   functional: FoldingFunctional

@@ -116,6 +116,31 @@ def chains_of(stores: dict[str, dict[str, str]], split: str) -> list[Chain]:
   return [chain for place in found for chain in all_chains(Store(place))]
 
 
+def training_chains(
+  run: FoldingRun, prepare_chains: PrepareChains
+) -> list[Chain]:
+  """The training chains, including chains that are too long for the run.
+
+  A machine may have the run's stores, but not the data. Then the run's own
+  chains are returned.
+
+  Args:
+    run: the run.
+    prepare_chains: makes the stores.
+  """
+  longest = max(run.data.longest, protein.LONGEST)
+  if longest > run.data.longest:
+    try:
+      return chains_of(stores_of(run, prepare_chains, longest), 'train')
+    except ValueError as error:
+      _logger.info(
+        'warning: the nearest chain is sought among chains of at most'
+        f' {run.data.longest} residues, since longer ones cannot be read:'
+        f' {error}'
+      )
+  return chains_of(stores_of(run, prepare_chains), 'train')
+
+
 def _check_side_chains(stores: Sequence[Store], names: Sequence[str]) -> None:
   """Raises ValueError if no training chain has a side chain."""
   for store in stores:

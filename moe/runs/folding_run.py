@@ -97,11 +97,6 @@ class FoldingRun:
     vocab_size = self.model.trunk.vocab_size
     bounds.at_least(least, 'VOCAB_SIZE', vocab_size, 'ids with the residues')
     rules.table(self.rules)
-    if self.model.trunk.parametrisation:
-      raise ValueError(
-        'PARAMETRISATION must be None for a folding model, since its parts'
-        ' beside the trunk have no rules: drop it.'
-      )
     self.model.check()
 
   @property
@@ -117,7 +112,11 @@ class FoldingRun:
 
   @property
   def has_side_chains(self) -> bool:
-    """Whether the objective trains the places of side-chain atoms."""
+    """Whether ALL_ATOM_FAPE trains the places of side-chain atoms.
+
+    The torsion loss trains angles of side chains too, where atoms are known.
+    The run does not say whether they are, so this loss does not count.
+    """
     return (self._of_objective('factors') or Factors()).all_atom_fape > 0
 
   def _of_objective(self, name: str) -> Any:
@@ -135,7 +134,17 @@ class FoldingRun:
     return made, table, mesh
 
   def program(self, devices: Sequence[jax.Device] | None = None) -> Program:
-    """Builds the program from shapes; devices=None takes all devices."""
+    """Builds the program from shapes; devices=None takes all devices.
+
+    Raises:
+      ValueError: if the trunk has a parametrisation.
+    """
+    # Only training has learning rates, so older runs can still fold.
+    if self.model.trunk.parametrisation:
+      raise ValueError(
+        'PARAMETRISATION must be None for a folding model, since its parts'
+        ' beside the trunk have no rules: drop it.'
+      )
     functional, table, mesh = self.functional(devices)
     return program_lib.make_program(
       self.objective(functional, (self.data.batch_size, self.data.crop)),

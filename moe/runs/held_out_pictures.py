@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from moe import bounds
-from moe.data.pictures import picture_batches
+from moe.data import pictures as pictures_lib
 from moe.data.store import Store
 from moe.evaluate import comparison
 from moe.evaluate.score import Score
@@ -29,7 +29,7 @@ class Request:
     drawing: how pictures are drawn.
     guidances: numbers of which the best one replaces `drawing.guidance`. It is
       chosen by the judge, on other sentences than those that are scored.
-    num_drawn: number of sentences to draw, the first ones of each source.
+    num_drawn: number of sentences to draw, a random choice of each source.
     limit: number of held-out pictures to read, the first ones of each source.
     judge_epochs: number of passes over the training pictures in the training of
       the judge, a network that is trained apart from the models.
@@ -81,6 +81,20 @@ class HeldOut:
     )
 
 
+def check_held_out(pictures: Mapping[str, Mapping[str, str]]) -> None:
+  """Raises ValueError if a source has no held-out picture.
+
+  Args:
+    pictures: name of the source -> split -> directory of a store.
+  """
+  for name, by_split in pictures.items():
+    if not pictures_lib.held_out(name, by_split):
+      raise ValueError(
+        f'--pictures={name} must have a held-out picture, got none: add'
+        ' pictures, of which about one in 20 is held out.'
+      )
+
+
 def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
   """Reads the first `limit` pictures of a store, with sentences and facts."""
   made = first_pictures(store, pixels, limit)
@@ -92,7 +106,7 @@ def held_out(name: str, store: Store, pixels: int, limit: int) -> HeldOut:
 def first_pictures(store: Store, pixels: int, limit: int) -> np.ndarray:
   """Reads the first pictures of a store, uint8 [N, pixels, pixels, 3]."""
   parts, count = [], 0
-  for batch in picture_batches(store, 256, (pixels, pixels)):
+  for batch in pictures_lib.picture_batches(store, 256, (pixels, pixels)):
     parts.append(batch['pictures'][batch['weights'] > 0])
     count += len(parts[-1])
     if count >= limit:

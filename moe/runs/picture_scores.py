@@ -29,6 +29,7 @@ from moe.runs.held_out_pictures import (
   HeldOut,
   Mean,
   Request,
+  check_held_out,
   held_out,
 )
 from moe.runs.picture_model import PictureModel
@@ -98,7 +99,11 @@ def score_sources(
   Returns:
     label -> result. The label is 'SOURCE' for the validation split and
     'SOURCE SPLIT' for other splits.
+
+  Raises:
+    ValueError: if a source has no held-out picture.
   """
+  check_held_out(pictures)
   found, pixels = {}, model.tokenizer.pixels
   for name, by_split in pictures.items():
     store = Store(by_split['train'])
@@ -132,7 +137,8 @@ def score(
   """
   mean = Mean(pictures.name, wanted.command)
   codes = model.encode(pictures.pixels)
-  first, others = drawing_scores.to_draw(model, pictures, wanted)
+  known = drawing_scores.drawable(model, pictures)
+  first, others = drawing_scores.to_draw(known, wanted)
   drawing = drawing_scores.with_guidance(model, others, judge, wanted)
   drawn = model.draw(first.captions, drawing) if first.captions else []
   made = [one.pixels for one in drawn]
@@ -149,7 +155,7 @@ def score(
   if made and judge:
     back = model.tokenizer.decode(codes)
     scores += drawing_scores.judged(
-      mean, pictures, back, first, np.stack(made), judge
+      mean, pictures, back, known, first, np.stack(made), judge
     )
   scores += [
     *_described(mean, pictures, written, wanted.agreement),

@@ -252,6 +252,23 @@ def optimizer_of(run: Run) -> optimizers.Optimizer:
   )
 
 
+def check_rates(run: Run) -> None:
+  """Checks that the rules of learning rates fit the model.
+
+  Only training has learning rates, so other uses of a model need no check.
+
+  Raises:
+    ValueError: if the parametrisation assumes other embeddings.
+  """
+  scale = run.model.embedding_scale
+  if run.model.parametrisation and scale is not None:
+    raise ValueError(
+      f'EMBEDDING_SCALE must be None with a PARAMETRISATION, got {scale}: its'
+      ' rates assume embeddings that are multiplied by the square root of'
+      ' D_MODEL.'
+    )
+
+
 def router_of(run: Run) -> Router | None:
   """The router of a run's sparse layers; None for a dense model."""
   experts = anatomy(run.model).experts

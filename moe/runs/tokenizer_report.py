@@ -8,7 +8,7 @@ from moe.evaluate import reconstruction
 from moe.evaluate.reconstruction import Reconstruction
 from moe.evaluate.score import Score
 from moe.runs import picture_judge
-from moe.runs.held_out_pictures import HeldOut, Mean, held_out
+from moe.runs.held_out_pictures import HeldOut, Mean, check_held_out, held_out
 from moe.runs.image_tokenizer import ImageTokenizer
 
 # More pictures would not fit in the memory of a small machine.
@@ -36,7 +36,11 @@ def report(
   Returns:
     (name -> reconstruction, scores of all reconstructions). A name is the name
     of the pictures, followed by the split if it is not 'validation'.
+
+  Raises:
+    ValueError: if a source has no held-out picture.
   """
+  check_held_out(stores)
   found, scores = {}, []
   for source, by_split in stores.items():
     judge = None

@@ -6,8 +6,10 @@ JSON can hold).
 """
 
 import dataclasses
+import glob
 import json
 import logging
+import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -218,7 +220,8 @@ class Folder:
   def files_of(self, split: str) -> list[str]:
     """All files of the folder, for `tasks.origin`."""
     del split
-    return [str(pathlib.Path(self.directory).expanduser().absolute() / '**')]
+    directory = str(pathlib.Path(self.directory).expanduser().absolute())
+    return [os.path.join(glob.escape(directory), '**')]
 
 
 def _bytes(root: pathlib.Path, name: str) -> bytes:

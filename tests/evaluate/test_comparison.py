@@ -119,6 +119,11 @@ def test_a_value_of_sets_has_an_interval_of_its_standard_error():
   assert found.value - found.low == pytest.approx(found.high - found.value)
 
 
+def test_a_value_of_a_set_with_one_member_has_no_interval():
+  found = comparison.of_sets('a', lambda rows: rows.sum(), (1,), '', '')
+  assert (found.value, found.low, found.high) == (0, None, None)
+
+
 def test_the_mean_of_three_runs_has_the_interval_of_student():
   def runs(*values):
     return [

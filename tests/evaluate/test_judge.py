@@ -1,6 +1,7 @@
 """The judge learns attributes of pictures and is compared with the truth."""
 
 import numpy as np
+import pytest
 
 from moe.evaluate import judge
 
@@ -26,8 +27,10 @@ def test_the_name_of_a_file_is_no_attribute():
   assert judge.attributes_of(facts) == {}
 
 
-def test_few_pictures_are_one_batch():
-  pictures = np.stack([np.full((8, 8, 3), v, np.uint8) for v in (0, 255)])
+@pytest.mark.parametrize('size', [8, 12])
+def test_few_pictures_are_one_batch(size):
+  shape = size, size, 3
+  pictures = np.stack([np.full(shape, v, np.uint8) for v in (0, 255)])
   facts = [{'name': 'dark'}, {'name': 'light'}]
   made = judge.train(pictures, facts, epochs=30)
   assert judge.right(made, judge.judge(made, pictures)[0], facts)['all'].all()

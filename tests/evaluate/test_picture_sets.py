@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe.evaluate import picture_sets
+from moe.evaluate import comparison, picture_sets
 
 
 def points(*scales, mean=(0.0, 0.0)):
@@ -65,21 +65,50 @@ def test_the_floor_takes_disjoint_sets_of_the_given_size():
     picture_sets.two_sets(real, 5)
 
 
-def test_the_size_of_a_feature_does_not_change_the_distances():
-  rng = np.random.default_rng(0)
-  real, drawn = rng.normal(size=(40, 3)), rng.normal(1, 1, size=(20, 3))
-  values = [
-    [s.value for s in picture_sets.scores(scale * drawn, scale * real, '', '')]
-    for scale in (np.ones(3), np.array([30.0, 1.0, 0.1]))
-  ]
-  np.testing.assert_allclose(*values)
+@pytest.fixture
+def few_resamples(monkeypatch):
+  """Makes the intervals worthless, and their computation fast."""
+  monkeypatch.setattr(comparison, '_RESAMPLES_OF_SETS', 1)
 
 
-def test_distances_have_intervals_around_their_value():
+def values_of(drawn, real):
+  return np.array([s.value for s in picture_sets.scores(drawn, real, '', '')])
+
+
+def test_a_large_feature_counts_as_much_as_the_others(few_resamples):
   rng = np.random.default_rng(0)
-  real, drawn = rng.normal(size=(40, 3)), rng.normal(1, 1, size=(20, 3))
-  for score in picture_sets.scores(drawn, real, '', ''):
-    assert score.low < score.value < score.high
+  real, drawn = rng.normal(size=(200, 16)), rng.normal(1, 1, size=(100, 16))
+  before = values_of(drawn, real)
+  scale = np.array([30.0] + 15 * [1.0])
+  after = values_of(scale * drawn, scale * real)
+  np.testing.assert_allclose(after, before, rtol=0.1)
+  np.testing.assert_allclose(values_of(7 * drawn, 7 * real), before)
+
+
+def test_a_feature_of_one_real_picture_does_not_decide_the_distance(
+  few_resamples,
+):
+  rng = np.random.default_rng(0)
+  real, drawn = rng.normal(size=(1500, 16)), rng.normal(1, 1, size=(200, 16))
+  before = values_of(drawn, real)
+  seldom = lambda count, of: 5.0 * (np.arange(of) < count)[:, None]
+  after = values_of(
+    np.hstack([drawn, seldom(10, 200)]), np.hstack([real, seldom(1, 1500)])
+  )
+  # The variance of 5 among 5% of zeros is 1.2, and the mean is 0.25.
+  np.testing.assert_allclose(after[0] - before[0], 1.25, atol=0.2)
+  np.testing.assert_allclose(after[1:], before[1:], rtol=0.15, atol=0.01)
+
+
+def test_distances_have_intervals_as_wide_as_their_spread():
+  rng = np.random.default_rng(0)
+  draw = lambda: (rng.normal(1, 1, size=(40, 3)), rng.normal(size=(80, 3)))
+  spread = 1.96 * np.std([values_of(*draw()) for _ in range(50)], axis=0)
+  drawn, real = draw()
+  found = picture_sets.scores(drawn, real, '', '')
+  widths = [(score.high - score.low) / 2 for score in found]
+  assert (np.array(widths) > 0.5 * spread).all()
+  assert (np.array(widths) < 2 * spread).all()
   assert picture_sets.scores(drawn[:1], real, '', '') == []
 
 

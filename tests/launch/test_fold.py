@@ -63,6 +63,8 @@ def test_a_trained_model_folds_sequences(place, capsys):
   assert (
     code == 0 and 'one.cif and .pdb: 10 residues' in capsys.readouterr().out
   )
+  page = (place / 'out/index.html').read_text(encoding='utf-8')
+  assert 'side chains if <code>ALL_ATOM_FAPE</code> trained' in page
   for name, sequence in (('one', 'ACDEFGHIKL'), ('two', 'MKXWY')):
     (chain,) = structure_files.read(place / 'out' / f'{name}.cif')
     assert chain.sequence == sequence

@@ -153,8 +153,13 @@ def test_a_model_is_scored_and_runs_are_joined(place, capsys):
       + [f'--seed={seed}', f'--cache_dir={place}/cache']
     )
     assert code == 0
-  capsys.readouterr()
-  assert images.main(['join', f'{place}/s0', f'{place}/s1']) == 0
+  runs = [f'{place}/s0', f'{place}/s1']
+  assert images.main(['join', *runs]) == 2
+  assert 'scores of the same one' in capsys.readouterr().err
+  path = place / 's1/pictures_report.json'
+  text = path.read_text()
+  path.write_text(text.replace(json.loads(text)['facts']['model'], 'other'))
+  assert images.main(['join', *runs]) == 0
   printed = capsys.readouterr().out
   for what in ('drawn pictures judged, all', 'what the sentence saves'):
     assert f'shapes: {what}' in printed

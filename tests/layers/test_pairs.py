@@ -1,10 +1,13 @@
 """Layers of pairs give known outputs of AlphaFold 2's layers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
+from moe import axes
 from moe.layers import pairs
 from tests import protein_data
 
@@ -123,6 +126,16 @@ def test_triangle_attention_by_parts_is_that_of_the_whole(monkeypatch):
     whole,
     parts,
   )
+
+
+def test_devices_share_the_scores():
+  assert pairs.num_parts((128, 256, 256), 4, 128) == 1
+  assert pairs.num_parts((128, 256, 256), 4) == 64
+  rules = [(axes.BATCH, ('data', 'fsdp')), (axes.LENGTH, 'context')]
+  mesh = AbstractMesh((2, 3, 5, 7), ('data', 'fsdp', 'context', 'tensor'))
+  assert pairs._num_devices() == 1
+  with jax.sharding.use_abstract_mesh(mesh), nn.logical_axis_rules(rules):
+    assert pairs._num_devices() == 30
 
 
 def test_long_rows_are_attended_one_by_one():

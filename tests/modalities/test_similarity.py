@@ -1,5 +1,7 @@
 """Similar sequences are found, by words and then by alignment."""
 
+import logging
+
 import numpy as np
 import pytest
 
@@ -39,8 +41,31 @@ def test_related_sequences_share_words_and_others_seldom_do():
   assert len(pairs) < 0.1 * 50 * 49 / 2
 
 
+def test_long_unrelated_sequences_are_seldom_aligned():
+  # Each pair shares about 6 words, since a random word is one of 20^4.
+  strangers = [drawn(1000) for _ in range(30)]
+  assert len(list(similarity.likely(strangers))) < 0.2 * 30 * 29 / 2
+
+
+def test_related_parts_of_long_sequences_are_found():
+  one, two = drawn(1000), drawn(1000)
+  two = two[:700] + one[100:140] + two[700:]
+  assert list(similarity.likely([one, two])) == [(1, 0)]
+
+
+def test_the_comparison_of_many_sequences_logs_its_progress(
+  monkeypatch, caplog
+):
+  monkeypatch.setattr(similarity, '_PERIOD', -1.0)
+  with caplog.at_level(logging.INFO):
+    list(similarity.likely([drawn(30), drawn(30)]))
+  assert '2 of 2 chains compared' in caplog.text
+
+
 def test_a_sequence_of_one_residue_is_compared_too():
-  assert list(similarity.likely(['A' * 30, 'A' * 40])) == [(1, 0)]
+  for size in (30, 400):
+    pair = ['A' * size, 'A' * (size + 10)]
+    assert list(similarity.likely(pair)) == [(1, 0)]
 
 
 def test_the_highest_identity_is_between_the_two_groups_only():

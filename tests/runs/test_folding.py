@@ -1,18 +1,24 @@
 """A folding model learns chains by heart, and not their mirror images."""
 
+import dataclasses
 import json
+import logging
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 
+from moe.data.store import write_store
 from moe.modalities import protein, structure_writing
 from moe.modalities.structure_writing import Origin
+from moe.models.parametrisation import CompleteP
+from moe.runs import folding, folding_run
 from tasks import proteins
-from tests import protein_data
+from tests import folding_cases, protein_data
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -67,3 +73,30 @@ def test_a_chain_is_learned_by_heart_in_three_minutes(number, tmp_path):
   scores = found['chains'][0]['scores']['model']
   assert scores['RMSD'] <= 0.5 and scores['lDDT'] >= 0.98
   assert scores['RMSD'] + scores['mirror RMSD - RMSD'] >= 3
+
+
+def test_a_run_with_a_parametrisation_is_loaded_but_not_trained():
+  run = folding_cases.configured().run
+  trunk = run.model.trunk.clone(parametrisation=CompleteP(16, 2))
+  old = dataclasses.replace(run, model=run.model.clone(trunk=trunk))
+  with pytest.raises(ValueError, match='PARAMETRISATION must be None'):
+    old.program()
+
+
+def test_the_runs_own_chains_do_where_longer_ones_cannot_be_read(
+  tmp_path, caplog
+):
+  record = protein.record_of(folding_cases.helix(40))
+  write_store(tmp_path / 'train', [record], dict)
+
+  def prepare(names, longest, cache_dir):
+    if longest > 96:
+      raise ValueError('The data file must be there.')
+    return {name: {'train': str(tmp_path / 'train')} for name in names}
+
+  data = folding_run.Chains(['chains'], 32, 2, longest=96, cache_dir='here')
+  run = types.SimpleNamespace(data=data)
+  with caplog.at_level(logging.INFO):
+    (found,) = folding.training_chains(run, prepare)
+  assert found.codes.size == 40
+  assert 'chains of at most 96 residues' in caplog.text

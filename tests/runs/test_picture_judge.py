@@ -10,13 +10,13 @@ from moe.runs import picture_judge
 from moe.runs.held_out_pictures import held_out
 
 
-def store_of(directory, value, names):
-  """Writes a store of grey pictures, one for each name."""
+def store_of(directory, value, names, attribute='name'):
+  """Writes a store of grey pictures, one for each value of an attribute."""
   records = [
     {
       'pixels': np.full((8, 8, 3), value, np.uint8),
       'facts': np.frombuffer(
-        json.dumps({'caption': 'a', 'name': name}).encode(), np.uint8
+        json.dumps({'caption': 'a', attribute: name}).encode(), np.uint8
       ),
     }
     for name in names
@@ -43,6 +43,7 @@ def test_a_judge_has_its_own_pictures_and_enough_steps(tmp_path, monkeypatch):
 
 
 def test_pictures_of_files_have_no_judge(tmp_path):
-  by_split = {'train': store_of(tmp_path / 'train', 1, ['same'] * 4)}
+  names = ['a.png', 'a.png', 'b.png', 'b.png']
+  by_split = {'train': store_of(tmp_path / 'train', 1, names, 'file')}
   training = held_out('a', picture_judge.Store(by_split['train']), 8, 4)
   assert picture_judge.judge_of(by_split, training, 4, '') is None

@@ -12,6 +12,7 @@ from moe.runs import (
   held_out_pictures,
   picture_losses,
   picture_scores,
+  tokenizer_report,
 )
 from moe.runs.held_out_pictures import HeldOut
 from tasks.pictures import sentences
@@ -137,21 +138,52 @@ def test_guidance_is_chosen_on_sentences_that_are_not_scored():
   judge = judge_lib.train(
     np.tile(training.pixels, (8, 1, 1, 1)), 8 * training.facts, epochs=2
   )
-  # The first half is scored and dark, so the light second half decides.
+  wanted = held_out_pictures.Request(None, guidances=(1.0, 3.0))
+  # All pictures of the second half are light.
+  others = held_out.part(NUM // 2, NUM)
+  chosen = drawing_scores.with_guidance(Painter(), others, judge, wanted)
+  assert chosen.guidance == 3.0
+
+
+def test_all_kinds_of_pictures_are_drawn_and_choose_the_guidance():
+  # All dark pictures come first.
+  held_out = pictures_of(1)
   wanted = held_out_pictures.Request(
     None, guidances=(1.0, 3.0), num_drawn=NUM // 2
   )
-  first, others = drawing_scores.to_draw(Painter(), held_out, wanted)
-  assert first.pixels.mean() < 60 and others.pixels.mean() > 190
-  chosen = drawing_scores.with_guidance(Painter(), others, judge, wanted)
-  assert chosen.guidance == 3.0
+  known = drawing_scores.drawable(Painter(), held_out)
+  first, others = drawing_scores.to_draw(known, wanted)
+  assert {*first.captions} == {*others.captions} == {*held_out.captions}
+  for part in (first, others):
+    is_light = [pixels.mean() > 128 for pixels in part.pixels]
+    assert [text == '一張明亮的圖' for text in part.captions] == is_light
+
+
+def test_drawn_pictures_are_compared_with_those_that_can_be_drawn():
+  training, held_out = pictures_of(0), pictures_of(1)
+  held_out.captions[NUM // 2 :] = (NUM // 2) * ['鱻']
+  known = drawing_scores.drawable(Painter(), held_out)
+  judge = judge_lib.train(training.pixels, training.facts, epochs=1)
+  found = drawing_scores.judged(
+    held_out_pictures.Mean('shades', ''),
+    held_out,
+    held_out.pixels,
+    known,
+    known,
+    known.pixels,
+    judge,
+  )
+  values = {score.name: score for score in found}
+  # The 8 light pictures cannot be drawn. The dark ones make sets of 4.
+  assert values['shades: FD-own, drawn against real'].n == NUM // 4
 
 
 def test_a_third_of_few_sentences_is_for_the_choice_of_the_guidance():
   held_out = pictures_of(1)
   held_out.captions[3] = '鱻'
   wanted = held_out_pictures.Request(None, guidances=(1.0, 3.0), num_drawn=NUM)
-  first, others = drawing_scores.to_draw(Painter(), held_out, wanted)
+  known = drawing_scores.drawable(Painter(), held_out)
+  first, others = drawing_scores.to_draw(known, wanted)
   # The model cannot draw one of the 16 sentences.
   assert (len(first.captions), len(others.captions)) == (10, 5)
   assert '鱻' not in first.captions
@@ -180,6 +212,15 @@ def test_tags_are_further_sentences_about_a_picture():
   held_out.facts[0].update(name='笑臉', tags=['開心', '臉'])
   (found,) = picture_scores._references(held_out)
   assert found == ['諾托風格：笑臉', '諾托風格：開心', '諾托風格：臉']
+
+
+def test_a_folder_without_a_held_out_picture_is_refused():
+  wanted = held_out_pictures.Request(None)
+  pictures = {'./few': {'train': 'nowhere'}}
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    picture_scores.score_sources(None, pictures, wanted)
+  with pytest.raises(ValueError, match='pictures=./few must have a held-out'):
+    tokenizer_report.report(None, pictures, '')
 
 
 def test_a_judge_is_trained_once(tmp_path, monkeypatch):

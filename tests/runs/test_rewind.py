@@ -62,8 +62,8 @@ def test_a_rewind_after_a_crash_without_a_new_checkpoint_numbers_by_the_log(
   rewind.rewind(str(run), 10, (12, 14))
   skips.record_use(run, skips.read(run))  # The run goes on, and crashes.
   rewind.rewind(str(run), 10, (16, 18))
-  # Steps count from 1, and batches 2, 12 and 13 were left out. So step 16 has
-  # read batch 15 + 3.
+  # Steps count from 1, and batches 2, 12 and 13 are left out. So step 16
+  # has read batch 15 + 3.
   assert skips.read(run).ranges == ((2, 3), (12, 14), (18, 20))
 
 

@@ -38,6 +38,13 @@ def test_a_removed_file_is_a_change_of_the_pattern(data):
   assert origin.changed(recorded) is None
 
 
+def test_a_new_file_in_a_subfolder_is_a_change_of_the_pattern(data):
+  (data / 'more').mkdir()
+  recorded = origin.record(['**'])
+  (data / 'more' / 'c.txt').write_text('c')
+  assert origin.changed(recorded) == str(data / '**')
+
+
 def test_a_large_file_is_hashed_again_only_when_its_time_changes(
   data, monkeypatch
 ):

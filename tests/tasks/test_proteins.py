@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from moe.data.chains import all_chains
 from moe.data.store import Store
 from moe.modalities import protein, residues, structure_writing, torsions
 from tasks import proteins, splits
@@ -126,8 +127,6 @@ def test_a_folder_with_one_file_is_for_training(tmp_path):
   folder = proteins.Folder(str(tmp_path))
   assert len(list(folder.chains('train'))) == 1
   assert not list(folder.chains('validation'))
-  # Another file may change the split of this one.
-  assert folder.files_of('validation') == [f'{tmp_path}/{name}']
 
 
 def test_an_unknown_source_is_refused(tmp_path):
@@ -160,6 +159,32 @@ def test_similar_chains_share_a_split_and_the_manifest_says_so(tmp_path):
   stores = dirs[str(tmp_path / 'mine')]
   assert Store(stores['validation']).manifest['highest_identity'] < 0.3
   assert 'highest_identity' not in Store(stores['train']).manifest
+
+
+def test_a_new_file_leaves_no_chain_in_both_splits(tmp_path):
+  random, letters = np.random.default_rng(0), np.array(list(residues.LETTERS))
+  held_out = next(n for n in map(str, range(200)) if is_held_out(f'{n}.pdb'))
+  trained = next(n for n in map(str, range(200)) if not is_held_out(f'{n}.pdb'))
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+
+  def stored():
+    """Sequences by split, after the stores are brought up to date."""
+    dirs = proteins.prepare([str(folder)], 96, tmp_path)[str(folder)]
+    stores = {split: Store(place) for split, place in dirs.items()}
+    return {
+      split: {chain.sequence for chain in all_chains(store)}
+      for split, store in stores.items()
+    }
+
+  one, two = (''.join(random.choice(letters[:20], 40)) for _ in range(2))
+  structure(one, folder / f'{held_out}.pdb')
+  # The only file is for training, whatever its name.
+  assert stored() == {'train': {one}}
+  structure(two, folder / f'{trained}.pdb')
+  assert stored() == {'train': {two}, 'validation': {one}}
+  (folder / f'{trained}.pdb').unlink()
+  assert stored() == {'train': {one}}
 
 
 def is_held_out(name):

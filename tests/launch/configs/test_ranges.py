@@ -149,7 +149,8 @@ NOT_SET = {
     'image_codes',
     'Pictures',
     'ImageTokenizer',
-    # Only command-line flags set fields of `Drawing`. It checks them itself.
+    # Only command-line flags set fields of these. They check them themselves.
+    'Asked',
     'Drawing',
     'Request',
     'TokenizerRun',
