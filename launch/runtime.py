@@ -205,7 +205,9 @@ def _code(verb: Callable[[], int]) -> int:
       stop_signals.EXIT_STOPPED,
     )
   except SystemExit as error:  # For example, token stores could not be made.
-    processes.leave(error.code or 0)
+    # Any other code, such as a text, makes Python end with code 1.
+    is_code = error.code is None or type(error.code) is int
+    processes.leave(error.code or 0 if is_code else EXIT_CRASHED)
     raise
   except roll_call.Missing as error:
     text, code = f'error: {error}', farewell.EXIT_LOST

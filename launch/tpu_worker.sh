@@ -59,8 +59,10 @@ start() {
 # Waits until the supervisor has ended, so that another command can start.
 stop() {
   local i
-  if is_running; then kill -TERM "$(cat logs/pid)"; fi
+  if is_running; then kill -TERM "$(cat logs/pid)" || true; fi
   for ((i = 0; i < 60; i++)); do is_running || return 0; sleep 1; done
+  echo 'the command still saves after 60 s: try again later' >&2
+  return 1
 }
 
 case "${1:-}" in

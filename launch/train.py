@@ -81,7 +81,7 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   if '://' not in args.workdir:
     preflight.open_workdir(args.workdir)
   runtime.set_up_jax()
-  workdir = bucket.opened(args.workdir, is_written=True)
+  workdir = bucket.opened(args.workdir, not args.dry_run)
   # Matplotlib is imported when this is called.
   write_report = lambda directory: run_page.write_report(directory)
   if config.trains != configuration.LANGUAGE_MODEL:

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -206,6 +207,25 @@ def ranking(directory: epath.PathLike, metric: str | None = None) -> list[int]:
 def best_step(directory: epath.PathLike) -> int | None:
   """The best step by `ranking`; None if no step has been scored."""
   return next(iter(ranking(directory)), None)
+
+
+def shared_best_step(directory: epath.PathLike) -> int | None:
+  """The best step as process 0 sees it; all processes must call this."""
+  return _of_process_0(lambda: best_step(directory))
+
+
+def shared_newest_step(directory: epath.PathLike) -> int | None:
+  """The newest step as process 0 sees it; all processes must call this."""
+  return _of_process_0(lambda: max(steps(directory), default=None))
+
+
+def _of_process_0(look: Callable[[], int | None]) -> int | None:
+  if jax.process_count() == 1:
+    return look()
+  found = look() if jax.process_index() == 0 else None
+  number = np.array(-1 if found is None else found)
+  number = int(multihost_utils.broadcast_one_to_all(number))
+  return None if number < 0 else number
 
 
 def superseded(

@@ -131,7 +131,9 @@ class Checkpointer:
     self.wait()
     if step in self._own:
       return False
-    newest = self.latest_step()
+    # On a network file system a process may still see a step that process 0 has
+    # renamed. Then this process alone would fail.
+    newest = listing.shared_newest_step(self.directory)
     if newest is not None and newest > step:
       raise ValueError(
         f'Checkpoint {step} must be the newest in {self.directory}, got step'

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import selectors
 import socket
 import threading
@@ -20,6 +21,30 @@ _LONGEST_LINE = 2**16
 _GREETING_SECONDS = 1.0
 
 
+def allow_descriptors(number: int) -> None:
+  """Raises the limit of open files to a number, or as far as allowed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """Listens at a port; raises ValueError if another program uses it."""
+  is_local = host in ('localhost', '127.0.0.1')
+  try:
+    if is_local or not socket.has_dualstack_ipv6():
+      return socket.create_server((host if is_local else '', port))
+    return socket.create_server(
+      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
+    )
+  except OSError as error:
+    raise ValueError(
+      f'port {port} of {host} must be free for process 0, got {error}: end'
+      ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
+    ) from error
+
+
 def readable(waiting: Iterable[Any], seconds: float | None) -> list[Any]:
   """Waits until one of some sockets or peers has data; returns those.
 
@@ -36,6 +61,19 @@ def readable(waiting: Iterable[Any], seconds: float | None) -> list[Any]:
     return [key.fileobj for key, _ in selector.select(seconds)]
 
 
+def forgive(begin: float, peers: Iterable['Peer']) -> None:
+  """Forgives other processes their silence if this one was suspended itself.
+
+  Args:
+    begin: when a wait for at most `BEAT_SECONDS` began, by `time.monotonic`.
+    peers: the other processes; perhaps all were suspended together.
+  """
+  now = time.monotonic()
+  if now - begin > 2 * BEAT_SECONDS:
+    for peer in peers:
+      peer.heard = now
+
+
 class Peer:
   """A connection to another process."""
 
@@ -49,6 +87,7 @@ class Peer:
     self.clock = 0.0
     self.report = {}
     self.has_left = False
+    self._busy_until = 0.0
     # Waiting for a message has no time limit, since keep-alive ends a lost
     # connection.
     connection.settimeout(None)
@@ -86,8 +125,13 @@ class Peer:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def is_silent(self) -> bool:
-    """Whether `receive` was not called for `SILENT_SECONDS`."""
-    return time.monotonic() - self.heard > SILENT_SECONDS
+    """Whether no data came for `SILENT_SECONDS`, and none had to come."""
+    since = max(self.heard, self._busy_until)
+    return time.monotonic() - since > SILENT_SECONDS
+
+  def allow_silence(self, seconds: float) -> None:
+    """Allows the process to be silent for so many seconds more."""
+    self._busy_until = time.monotonic() + seconds
 
   def greeting(self) -> dict[str, Any]:
     """Waits for the first message; {} if none comes or if it is invalid."""

@@ -189,6 +189,16 @@ def tell_step(step: int, host: float, whole: float) -> None:
     _watch.tell(times)
 
 
+def tell_busy(seconds: float) -> None:
+  """Tells the others that this process may be silent for so many seconds.
+
+  This is for a call into C code that keeps Python's lock. Then no thread of
+  this process can send a sign of life.
+  """
+  if _watch is not None:
+    _watch.tell_busy(seconds)
+
+
 def _leave_midway() -> None:
   """Tells the others that a signal ends this process before it has saved."""
   if _watch is not None:

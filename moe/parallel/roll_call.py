@@ -14,7 +14,7 @@ like the end of the connection.
 """
 
 import logging
-import resource
+import selectors
 import socket
 import threading
 import time
@@ -22,7 +22,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from moe.parallel import farewell, pace
-from moe.parallel.peer import BEAT_SECONDS, Peer, readable
+from moe.parallel.peer import (
+  BEAT_SECONDS,
+  Peer,
+  allow_descriptors,
+  forgive,
+  listen,
+  readable,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -93,39 +100,15 @@ class Place(NamedTuple):
     return f'process {process}' + (f' ({host})' if host else '')
 
 
-def _allow_descriptors(number: int) -> None:
-  """Raises the limit of open files to a number, or as far as allowed."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
-  if soft != resource.RLIM_INFINITY and soft < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def _listen(host: str, port: int) -> socket.socket:
-  """Listens at a port; raises ValueError if another program uses it."""
-  is_local = host in ('localhost', '127.0.0.1')
-  try:
-    if is_local or not socket.has_dualstack_ipv6():
-      return socket.create_server((host if is_local else '', port))
-    return socket.create_server(
-      ('', port), family=socket.AF_INET6, dualstack_ipv6=True
-    )
-  except OSError as error:
-    raise ValueError(
-      f'port {port} of {host} must be free for process 0, got {error}: end'
-      ' what uses it, or choose another port of JAX_COORDINATOR_ADDRESS.'
-    ) from error
-
-
 class Hub:
   """What process 0 does: it calls the roll and watches the other processes."""
 
   def __init__(self, place: Place):
-    _allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
+    allow_descriptors(place.num_processes + _OTHER_DESCRIPTORS)
     host, port = place.endpoint
     # JAX's own error for its port would be a crash without the reason.
-    _listen(host, int(place.address.rsplit(':', 1)[1])).close()
-    self._server = _listen(host, port)
+    listen(host, int(place.address.rsplit(':', 1)[1])).close()
+    self._server = listen(host, port)
     self._place = place
     self._peers: dict[int, Peer] = {}
     self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -211,11 +194,22 @@ class Hub:
       self._peers[process] = guest
 
   def _watch(self) -> None:
+    try:
+      self._watch_all()
+    finally:  # `leave` must not wait for a thread that has failed.
+      self._done.set()
+      self._left.set()
+
+  def _watch_all(self) -> None:
     present, beaten = dict(self._peers), time.monotonic()
+    selector = selectors.DefaultSelector()
     for peer in present.values():
       peer.heard = beaten
+      selector.register(peer, selectors.EVENT_READ)
     while present:
-      ready = readable(present.values(), BEAT_SECONDS)
+      begin = time.monotonic()
+      ready = [key.fileobj for key, _ in selector.select(BEAT_SECONDS)]
+      forgive(begin, present.values())
       # If one process is killed, others fail. So killed processes are reported
       # first.
       news = [(peer, peer.receive()) for peer in ready]
@@ -223,6 +217,7 @@ class Hub:
         who = self._place.name(peer.process, peer.host)
         if messages is None:
           del present[peer.process]
+          selector.unregister(peer)
           if not peer.has_left:
             self._spread(farewell.vanished(who), present.values())
         for message in messages or ():
@@ -232,12 +227,14 @@ class Hub:
         self._beat(list(present.values()))
       if all(peer.has_left for peer in present.values()):
         self._done.set()
-    self._left.set()
+    selector.close()
 
   def _hear(
     self, peer: Peer, who: str, message: dict, present: Iterable[Peer]
   ) -> None:
     """Does what a message of a process calls for."""
+    if 'busy' in message:
+      peer.allow_silence(message['busy'])
     if 'times' in message:
       self._pace.add(peer.process, *message['times'])
     if 'leaves' in message:
@@ -263,6 +260,11 @@ class Hub:
   def tell(self, times: tuple[int, float, float]) -> None:
     """Adds the times of this process to the comparison, see `pace.Pace`."""
     self._pace.add(0, *times)
+
+  def tell_busy(self, seconds: float) -> None:
+    """Tells the others that this process may be silent for so many seconds."""
+    for peer in self._peers.values():
+      peer.send(busy=seconds)
 
   def _say(self, process: int, text: str) -> None:
     host = self._peers[process].host if process else socket.gethostname()
@@ -352,7 +354,9 @@ class Member:
   def _watch(self) -> None:
     who = self._place.name(0, self._hub.host)
     while not self._is_over.is_set():
+      begin = time.monotonic()
       if not self._early and not readable([self._hub], BEAT_SECONDS):
+        forgive(begin, [self._hub])
         if self._hub.is_silent():
           farewell.end_after(farewell.silent(who))
         continue
@@ -361,6 +365,8 @@ class Member:
         farewell.end_after(farewell.vanished(who))
         return
       for message in messages:
+        if 'busy' in message:
+          self._hub.allow_silence(message['busy'])
         if 'bye' in message:
           self._is_over.set()
         if 'lost' in message:  # A process that is done needs no time to save.
@@ -375,6 +381,10 @@ class Member:
   def tell(self, times: tuple[int, float, float]) -> None:
     """Tells process 0 the times of this process, see `pace.Pace`."""
     self._hub.send(times=times)
+
+  def tell_busy(self, seconds: float) -> None:
+    """Tells process 0 that this process may be silent for so many seconds."""
+    self._hub.send(busy=seconds)
 
   def leave(self, code: int, text: str) -> None:
     """Tells process 0 that this process ends; waits for its 'bye' if code is 0.

@@ -57,9 +57,11 @@ def opened(place: str, is_written: bool = False) -> str:
     if is_written:
       _prepare(url, workdir)
     else:
-      _empty_if_old(epath.Path(url), workdir)
+      remote = epath.Path(url)
+      _empty_if_old(remote, workdir)
       os.makedirs(workdir, exist_ok=True)
-      _fetch(epath.Path(url), workdir)
+      if remote.exists():  # A dry run may come before the first run.
+        _fetch(remote, workdir)
   except lock.InUse:
     raise
   # The clients of object stores raise many kinds of errors.

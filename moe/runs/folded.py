@@ -264,7 +264,9 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
     ValueError: if there is no checkpoint, or a damaged one.
   """
   steps_dir = listing.steps_dir(directory)
-  loaded, meta = restore.load_params(steps_dir, listing.best_step(steps_dir))
+  loaded, meta = restore.load_params(
+    steps_dir, listing.shared_best_step(steps_dir)
+  )
   # A chain is folded on one device, so only this device gets the parameters.
   devices = jax.devices()[:1]
   run = dataclasses.replace(run, mesh=run.mesh.fitted(1))

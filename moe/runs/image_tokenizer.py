@@ -243,7 +243,9 @@ def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:
 def freeze(run: TokenizerRun, workdir: str) -> ImageTokenizer:
   """Writes the best parameters of a run into one file and loads this file."""
   steps_dir = listing.steps_dir(workdir)
-  loaded, _ = restore.load_params(steps_dir, listing.best_step(steps_dir))
+  loaded, _ = restore.load_params(
+    steps_dir, listing.shared_best_step(steps_dir)
+  )
   arrays = {
     name: np.asarray(array, np.float32)
     for name, array in sorted(restore.leaves(loaded['params']).items())

@@ -37,6 +37,8 @@ EXIT_MISTAKE = farewell.EXIT_MISTAKE
 # Exit code if the command crashes again and again, so that a person must help.
 EXIT_GIVEN_UP = 1
 LOG = 'attempts.jsonl'
+# Variables with the number of a process, from us, Slurm and GKE.
+_NUMBERS = 'PROCESS_ID', 'SLURM_PROCID', 'TPU_WORKER_ID', 'MEGASCALE_SLICE_ID'
 _HOUR = 3600.0
 # Signals that a process causes by an error of its own. All other signals come
 # from outside.
@@ -103,12 +105,12 @@ class Policy:
     # this number.
     self._stuck = 0
 
-  def after(self, code: int, step: int, now: float) -> Decision:
+  def after(self, code: int, step: int | None, now: float) -> Decision:
     """Decides what follows after an attempt.
 
     Args:
       code: return code of `subprocess`; negative after a signal.
-      step: the last step in the log of the run.
+      step: the last step in the log of the run; None if it is not known.
       now: seconds on a monotonic clock.
     """
     if code == 0:
@@ -126,17 +128,24 @@ class Policy:
     if code == farewell.EXIT_LOST:
       return Decision('lost', wait, code, 'another process was lost')
     reason = f'code {code}' if number is None else _name(number)
-    self._crashes_at[step] += 1
-    times = self._crashes_at[step]
-    reason += f', {times} times' if times > 1 else ''
-    reason += f' after step {step:,}'
+    times = 0
+    if step is not None:
+      self._crashes_at[step] += 1
+      times = self._crashes_at[step]
+      reason += f', {times} times' if times > 1 else ''
+      reason += f' after step {step:,}'
     if times >= self._limits.crashes_at_step:
       reason += ': read its log before you start it again'
       return Decision('crash', None, EXIT_GIVEN_UP, reason)
     return Decision('crash', max(wait, self._until_allowed(now)), code, reason)
 
-  def _back_off(self, step: int) -> float:
-    """Seconds to wait; the time doubles until an attempt gets further."""
+  def _back_off(self, step: int | None) -> float:
+    """Seconds to wait; the time doubles until an attempt gets further.
+
+    If the step is not known, the wait does not grow: process 0 waits longer.
+    """
+    if step is None:
+      return self._limits.first_wait
     if step > self._furthest:
       self._furthest, self._stuck = step, 0
     # The bound of the exponent avoids an overflow after very many attempts.
@@ -210,9 +219,14 @@ def places(
   return workdir, log or os.path.join(workdir, LOG)
 
 
-def last_step(workdir: str) -> int:
-  """The last step in a run's log; 0 without a log."""
+def last_step(workdir: str) -> int | None:
+  """The last step in a run's log; 0 without a log; None if it is not known.
+
+  With a URL, only the machine of process 0 has the log of the present attempt.
+  """
   if '://' in workdir:
+    if any(os.environ.get(name, '0') != '0' for name in _NUMBERS):
+      return None
     workdir = cache_dir.mirror(workdir)
   records = record_log.read(os.path.join(workdir, 'log.jsonl'))
   return records[-1]['step'] if records else 0

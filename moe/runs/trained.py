@@ -88,7 +88,7 @@ def read_back(
   )
   step = files.step
   if step is None:
-    step = listing.best_step(files.steps_dir)
+    step = listing.shared_best_step(files.steps_dir)
   loaded, meta = restore.load_params(
     files.steps_dir, step, placed_shapes(run, table, mesh)
   )

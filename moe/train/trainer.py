@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from moe import bounds, failpoints, stop_signals
 from moe.data.order import Source
 from moe.objectives.objective import Facts
-from moe.parallel import multihost
+from moe.parallel import multihost, processes
 from moe.train.ahead import Ahead
 from moe.train.evaluation import Evaluation
 from moe.train.evaluator import Evaluator
@@ -27,6 +27,9 @@ from moe.train.watchdog import Watchdog
 from moe.types import Batch, PyTree
 
 EXIT_PREEMPTED = stop_signals.EXIT_STOPPED
+# While the profiler writes a trace, it keeps Python's lock. So the other
+# processes expect no sign of life for this many seconds.
+_TRACE_SECONDS = 900.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,4 +342,5 @@ def _profile(
   if step == max(first, steps[0]):
     jax.profiler.start_trace(os.path.join(workdir, 'profile'))
   if step == steps[1]:
+    processes.tell_busy(_TRACE_SECONDS)
     jax.profiler.stop_trace()

@@ -78,3 +78,16 @@ def test_a_host_that_does_not_see_a_new_step_yet_waits_for_it(
   timer.start()
   assert listing.shared_steps(copy) == [1, 2]
   assert (copy / '2').is_dir()
+
+
+def test_process_0_chooses_the_best_and_the_newest_step(tmp_path, monkeypatch):
+  save_steps(tmp_path, [1, 2], {1: 9.0, 2: 5.0})
+  monkeypatch.setattr(listing.jax, 'process_count', lambda: 2)
+  for process, expected in ((0, (2, 2)), (1, (None, None))):
+    monkeypatch.setattr(listing.jax, 'process_index', lambda p=process: p)
+    # The answer of this process takes the place of process 0's answer.
+    monkeypatch.setattr(
+      listing.multihost_utils, 'broadcast_one_to_all', lambda own: own
+    )
+    best = listing.shared_best_step(tmp_path)
+    assert (best, listing.shared_newest_step(tmp_path)) == expected

@@ -47,7 +47,7 @@ def test_buckets_are_used_without_tensorflow(monkeypatch):
   assert not gpath._is_tf_installed.__wrapped__()
 
 
-@pytest.mark.parametrize(('code', 'told'), [(3, 3), (None, 0)])
+@pytest.mark.parametrize(('code', 'told'), [(3, 3), (None, 0), ('text', 1)])
 def test_other_processes_are_told_of_a_verb_that_exits(monkeypatch, code, told):
   found = []
   monkeypatch.setattr(processes, 'leave', lambda code: found.append(code))

@@ -185,10 +185,14 @@ exit 75
 """
 
 
-def test_a_time_limit_of_slurm_saves_the_run_and_queues_it_again(tmp_path):
+@pytest.mark.parametrize('state', ['RUNNING', 'COMPLETING'])
+def test_slurm_saves_the_run_and_queues_it_again_unless_cancelled(
+  tmp_path, state
+):
   scancel = '#!/bin/bash\necho "$*" > "$FAKE/saves"\n'
   scontrol = '#!/bin/bash\necho "$*" > "$FAKE/queued"\n'
   fakes = {'srun': SRUN, 'scancel': scancel, 'scontrol': scontrol}
+  fakes['squeue'] = f'#!/bin/bash\necho {state}\n'
   for name, text in fakes.items():
     (tmp_path / name).write_text(text)
     (tmp_path / name).chmod(0o755)
@@ -206,7 +210,10 @@ def test_a_time_limit_of_slurm_saves_the_run_and_queues_it_again(tmp_path):
   job.send_signal(signal.SIGTERM)
   assert job.wait(timeout=30) == 75
   assert (tmp_path / 'saves').read_text() == '--signal=TERM 7.0\n'
-  assert (tmp_path / 'queued').read_text() == 'requeue 7\n'
+  is_queued = (tmp_path / 'queued').exists()
+  assert is_queued == (state == 'RUNNING')
+  if is_queued:
+    assert (tmp_path / 'queued').read_text() == 'requeue 7\n'
 
 
 def test_the_jobset_of_gke_is_filled_in():

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import resource
+import selectors
 import socket
 import threading
 import time
@@ -94,6 +95,55 @@ def test_a_process_without_a_sign_of_life_is_named(
     time.sleep(0.05)
   assert ends[0]['lost'].startswith('process 2 (x) has given no sign of life')
   assert ends[0]['code'] == farewell.EXIT_LOST
+
+
+def test_a_busy_process_may_be_silent(place, hub, ends, monkeypatch):
+  monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(peer, 'SILENT_SECONDS', 0.5)
+  (first, _), (_, replies) = joined(place, hub)
+  first.sendall(b'{"busy": 60}\n')
+  until(lambda: ends)
+  assert ends[0]['lost'].startswith('process 2')
+  hub.tell_busy(30)
+  assert {'busy': 30} in map(json.loads, iter(replies.readline, ''))
+
+
+def test_processes_that_were_suspended_together_go_on(
+  place, hub, ends, monkeypatch
+):
+  monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(peer, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(peer, 'SILENT_SECONDS', 0.5)
+  usual, nap = selectors.DefaultSelector.select, [1.0]
+
+  def select(*args):
+    found = usual(*args)
+    time.sleep(nap[0] if nap else 0)
+    nap.clear()
+    return found
+
+  monkeypatch.setattr(selectors.DefaultSelector, 'select', select)
+  members = joined(place, hub)
+  for _ in range(30):
+    time.sleep(0.05)
+    for connection, _ in members if not nap else ():
+      connection.sendall(b'{"beat": true}\n')
+  assert ends == []
+
+
+def test_a_message_does_not_cost_a_call_for_each_process(
+  place, hub, monkeypatch
+):
+  calls, usual = [], peer.Peer.fileno
+  monkeypatch.setattr(
+    peer.Peer, 'fileno', lambda self: calls.append(self) or usual(self)
+  )
+  (first, _), (_, replies) = joined(place, hub)
+  before = len(calls)
+  for i in range(20):
+    first.sendall(b'{"times": [%d, 0.0, 0.0]}\n' % i)
+    until(lambda i=i: i in hub._pace._windows)
+  assert len(calls) - before < 20
 
 
 def test_members_beat_and_leave_when_process_0_is_stopped(
@@ -212,7 +262,7 @@ def test_process_0_can_wait_for_more_than_1024_descriptors(
 
 def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
   for number, expected in ((2000, 2000), (5, 2000)):
-    roll_call._allow_descriptors(number)
+    peer.allow_descriptors(number)
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == expected
 
 

@@ -94,6 +94,12 @@ def test_the_log_of_a_living_run_is_not_replaced_by_an_older_one(url):
   assert (mirror / 'log.jsonl').read_text() == '1\n2\n'
 
 
+def test_a_place_without_a_run_can_be_looked_at(url):
+  mirror = bucket.opened(f'{url}/new')
+  assert os.listdir(mirror) == [listing.BUCKET]
+  assert not os.path.exists(f'{url}/new')
+
+
 def test_a_new_run_in_an_emptied_bucket_has_no_old_files(
   url, tmp_path, monkeypatch
 ):

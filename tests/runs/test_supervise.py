@@ -55,6 +55,15 @@ def test_the_step_of_a_run_in_a_bucket_is_in_its_mirror(tmp_path, monkeypatch):
   log.parent.mkdir(parents=True)
   log.write_text('{"step": 7}\n')
   assert supervise.last_step(url) == 7
+  monkeypatch.setenv('PROCESS_ID', '1')  # Process 1 writes no log.
+  assert supervise.last_step(url) is None
+  assert supervise.last_step(str(log.parent)) == 7
+
+
+def test_crashes_at_an_unknown_step_never_end_the_attempts():
+  policy = supervise.Policy(supervise.Limits())
+  waits = [policy.after(1, None, 0.0).wait for _ in range(4)]
+  assert waits == [10.0] * 4
 
 
 def test_the_wait_doubles_until_an_attempt_gets_further():

@@ -555,10 +555,10 @@ def test_settings_that_make_no_sense_are_refused(values, fragment):
 @pytest.mark.parametrize(
   ('first', 'calls'),
   [
-    (0, [(4, 'start'), (6, 'stop')]),
+    (0, [(4, 'start'), (6, 'busy'), (6, 'stop')]),
     # A run that resumes between the first and the last traced step traces the
     # rest.
-    (5, [(5, 'start'), (6, 'stop')]),
+    (5, [(5, 'start'), (6, 'busy'), (6, 'stop')]),
     (6, []),
   ],
 )
@@ -570,6 +570,7 @@ def test_the_profiler_traces_the_steps_asked_for(
   found, done = [], [first]
   profiler = jax.profiler
   note = lambda what: lambda *_: found.append((done[0], what))
+  monkeypatch.setattr(trainer.processes, 'tell_busy', note('busy'))
   monkeypatch.setattr(profiler, 'start_trace', note('start'))
   monkeypatch.setattr(profiler, 'stop_trace', note('stop'))
   real = reporter_lib.Reporter.step_started
