@@ -10,8 +10,7 @@ r"""Predicts what a run costs: python -m launch.plan FLAGS.
     does the same for two slices, and says what crosses the network between the
     slices
 --gin_file=FILE --topology=v5p:8x8x8 --search
-    proposes a mesh with its settings, and says why other meshes cannot work;
-    a folding model has no search
+    proposes a mesh for a language model, and says why others cannot work
 
 A topology has three dims for v4, v5p and tpu7x, and two dims for v5e and v6e.
 No TPU is needed.

@@ -192,8 +192,7 @@ def _code(verb: Callable[[], int]) -> int:
 
   Raises:
     BrokenPipeError: if nobody reads standard output any more.
-    Exception: any other error of the command that is no ValueError and no
-      OSError.
+    Exception: any error of the command that is no ValueError and no OSError.
   """
   text = ''
   try:

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -104,6 +105,7 @@ def _write(
   # In a small folder of a user, perhaps no picture is held out. Then no store
   # is made for the split.
   if first is None and split != 'train':
+    shutil.rmtree(directory, ignore_errors=True)
     return
   first = [] if first is None else [first]
   manifest = {'task': name, 'split': split, 'origin': made_of}

@@ -143,6 +143,22 @@ def test_a_folder_becomes_a_store_that_is_made_again_when_it_changes(
   assert Store(again['train']).manifest['content_sha256'] != before
 
 
+def test_a_removed_held_out_picture_leaves_no_store(folder, tmp_path):
+  captions = folder / sources.CAPTIONS
+  kept = captions.read_text(encoding='utf-8')
+  names = (f'{number}.png' for number in range(1000))
+  name = next(n for n in names if splits.by_hash(n) == 'validation')
+  Image.new('RGB', (9, 5)).save(folder / name)
+  line = json.dumps({'file': name, 'caption': '紅'})
+  splits_of = lambda: set(
+    stores.prepare([str(folder)], 16, tmp_path / 'cache')[str(folder)]
+  )
+  captions.write_text(f'{kept.rstrip()}\n{line}\n', encoding='utf-8')
+  assert splits_of() == {'train', 'validation'}
+  captions.write_text(kept, encoding='utf-8')
+  assert splits_of() == {'train'}
+
+
 def test_an_unknown_name_is_refused(tmp_path):
   with pytest.raises(ValueError, match='fashion_mnist, shapes'):
     stores.prepare(['fashion'], 32, tmp_path)
