@@ -199,14 +199,11 @@ def _code(verb: Callable[[], int]) -> int:
     with stop_signals.raising():
       code = _with_others(verb)
   except stop_signals.Stopped as stop:
-    text, code = (
-      f'{stop}: ended; run it again to go on.',
-      stop_signals.EXIT_STOPPED,
-    )
+    text = f'{stop}: ended; run it again to go on.'
+    code = stop_signals.EXIT_STOPPED
   except SystemExit as error:  # For example, token stores could not be made.
-    # Any other code, such as a text, makes Python end with code 1.
-    is_code = error.code is None or type(error.code) is int
-    processes.leave(error.code or 0 if is_code else EXIT_CRASHED)
+    told = error.code or 0  # A text here makes Python end with code 1.
+    processes.leave(told if type(told) is int else EXIT_CRASHED)
     raise
   except roll_call.Missing as error:
     text, code = f'error: {error}', farewell.EXIT_LOST

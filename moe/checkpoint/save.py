@@ -133,7 +133,7 @@ class Checkpointer:
       return False
     # On a network file system a process may still see a step that process 0 has
     # renamed. Then this process alone would fail.
-    newest = listing.shared_newest_step(self.directory)
+    newest = self.latest_step()
     if newest is not None and newest > step:
       raise ValueError(
         f'Checkpoint {step} must be the newest in {self.directory}, got step'
@@ -194,8 +194,11 @@ class Checkpointer:
     return state, meta
 
   def latest_step(self) -> int | None:
-    """The newest committed step, which may be damaged; None if none exists."""
-    return max(listing.steps(self.directory), default=None)
+    """The newest committed step, which may be damaged; None if none exists.
+
+    Process 0 looks for all processes, which must all call this.
+    """
+    return listing.shared_newest_step(self.directory)
 
   @property
   def is_saving(self) -> bool:

@@ -196,6 +196,18 @@ def test_a_process_that_is_done_waits_until_process_0_is_done(place, hub, ends):
   assert not leaves.is_alive() and ends == []
 
 
+def test_processes_that_end_with_process_0_are_not_missed(place, hub, ends):
+  members = joined(place, hub)
+  leaves = threading.Thread(target=hub.leave, args=(2, 'a mistake'))
+  leaves.start()
+  for connection, replies in members:
+    assert 'a mistake' in json.loads(replies.readline())['lost']
+    replies.close()
+    connection.close()
+  leaves.join(4)
+  assert not leaves.is_alive() and ends == []
+
+
 def test_a_process_that_is_done_ends_at_once_when_process_0_fails(
   place, hub, ends
 ):
