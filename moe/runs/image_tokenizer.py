@@ -76,8 +76,16 @@ def train(
     The exit code: 0 at the end, 75 after a signal to stop.
 
   Raises:
-    ValueError: if pictures cannot be used, or if checkpoints do not fit.
+    ValueError: if there are several processes, if pictures cannot be used, or
+      if checkpoints do not fit.
   """
+  # The first process alone freezes the tokenizer, but all processes of a run
+  # must read a checkpoint together.
+  if jax.process_count() > 1:
+    raise ValueError(
+      'An image tokenizer must be trained by one process, got'
+      f' {jax.process_count()}: start it on one host.'
+    )
   program = run.program()
 
   def write_frozen() -> None:

@@ -5,6 +5,7 @@ import json
 import shlex
 import shutil
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -218,3 +219,9 @@ def test_codes_of_another_tokenizer_are_refused(place):
   for found, file in ((space('0' * 64), path), (space(sha256), '')):
     with pytest.raises(ValueError, match='the tokenizer that made'):
       preflight.check_tokenizer(found, file)
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(ValueError, match='by one process, got 2'):
+    image_tokenizer.train(RUN, str(tmp_path), {}, None)
