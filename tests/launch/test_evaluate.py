@@ -46,7 +46,8 @@ def test_a_stride_of_a_whole_window_gives_the_score_of_training(
     f'--gin.{n}=2' for n in ('TRAIN_STEPS', 'EVAL_PERIOD', 'SAVE_PERIOD')
   ]
   # The 8 devices of the tests need a batch of 8 rows.
-  flags = [*tiny_run.FLAGS, *steps, '--gin.BATCH_SIZE=8']
+  sizes = ['--gin.BATCH_SIZE=8', '--gin.WARMUP_STEPS=1']
+  flags = [*tiny_run.FLAGS, *steps, *sizes]
   assert train.main([*flags, f'--workdir={tmp_path}']) == 0
   capsys.readouterr()
   found = record_log.read(tmp_path / 'eval.jsonl')[-1]['eval']

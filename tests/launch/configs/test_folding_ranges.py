@@ -7,10 +7,8 @@ import pytest
 
 from launch.configs import assembly, bindings
 from moe.layers.structure import InvariantPointAttention, StructureModule
-from moe.models.decoder import Decoder
 from moe.models.folding import Folding
 from moe.models.folding_block import FoldingBlock
-from moe.models.parametrisation import CompleteP
 from moe.objectives.folding import Factors, folding
 from moe.runs.folding_run import Chains, FoldingRun
 
@@ -73,11 +71,3 @@ def test_a_number_out_of_range_is_refused_with_its_place(
     made = assembly.assemble(changed, FoldingRun).run
     made.objective(None, (1, 8))
   assert '=' in str(error.value)
-
-
-def test_a_parametrisation_of_the_trunk_is_refused(bound):
-  value = CompleteP(16, 2)
-  one = bindings.Binding(Decoder, 'parametrisation', value, 'a.gin:1', 'one')
-  changed = bound._replace(bindings=[*bound.bindings, one])
-  with pytest.raises(ValueError, match='PARAMETRISATION must be None'):
-    assembly.assemble(changed, FoldingRun)
