@@ -5,6 +5,8 @@ import pytest
 
 from moe.evaluate import judge
 
+pytestmark = pytest.mark.slow
+
 FACTS = [
   {'kind': 'one', 'label': 0, 'name': 'boot', 'tags': ['a']},
   {'kind': 'two', 'label': 1, 'name': 'coat', 'place': 'left'},

@@ -22,6 +22,8 @@ from moe.models.stack import Stack
 from moe.routing import gates
 from moe.types import Extra
 
+pytestmark = pytest.mark.slow
+
 RANGES = (('command', 1), ('image', 9))
 SPACE = IdSpace(128, command=1, image=9)
 GRID, NUM_CODES = (2, 3), 6

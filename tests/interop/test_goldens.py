@@ -14,6 +14,8 @@ from moe.checkpoint import safetensors_file
 from moe.runs import hugging_face
 from tests.interop import answers, tiny_models
 
+pytestmark = pytest.mark.slow
+
 NAMES = list(tiny_models.CONFIGS)
 FUSED = [n for n in NAMES if 'moe' in n or n[:4] in ('mixt', 'deep')]
 

@@ -13,6 +13,8 @@ from moe.modalities import rigid
 from moe.modalities.rigid import Rigid
 from tests import protein_data
 
+pytestmark = pytest.mark.slow
+
 DTYPES = {'float64': 1e-6, 'float32': 1e-4}
 N, C, QUERY, VALUE = 7, 6, 12, 13
 D, Z, I = 16, 8, 10

@@ -8,6 +8,8 @@ from moe.layers import attention
 from moe.objectives.folding import fold_again
 from tests import folding_cases
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope='module')
 def fold():
@@ -92,7 +94,6 @@ def test_a_limit_for_blocks_is_refused():
     folding_cases.configured(LONGEST_BLOCK=8)
 
 
-@pytest.mark.slow
 def test_the_memory_of_a_pass_is_about_that_of_the_compiler():
   run = folding_cases.configured(TRIANGLE_HEADS=4).run
   functional, _, _ = run.functional(jax.devices()[:1])

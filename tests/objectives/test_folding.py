@@ -7,6 +7,8 @@ import pytest
 from moe.objectives import folding
 from tests import folding_cases
 
+pytestmark = pytest.mark.slow
+
 FACTORS = folding.Factors(all_atom_fape=1.0, violations=1.0)
 
 

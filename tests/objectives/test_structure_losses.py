@@ -11,6 +11,8 @@ from moe.objectives import structure_losses as losses
 from moe.objectives import violations
 from tests import protein_data
 
+pytestmark = pytest.mark.slow
+
 LINE = np.array([[0, 0, 0], [5, 0, 0], [10, 0, 0]], 'f4')
 ALL = np.ones(3, bool)
 SAME = rigid.identity((2,), jnp.float32)

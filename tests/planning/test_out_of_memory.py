@@ -11,6 +11,8 @@ from moe.runs import build
 from moe.scale import topology
 from tests.planning import cases
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
   'D_MODEL': 64,
   'NUM_LAYERS': 2,

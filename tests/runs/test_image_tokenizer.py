@@ -32,6 +32,8 @@ from moe.train import trainer
 from tasks import registry
 from tasks.pictures import code_tasks, shapes, stores
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = trainer.Settings(4, eval_period=2, save_period=2)
 RUN = TokenizerRun(
   Autoencoder((5, 5), widths=(8,), num_blocks=(1,)),

@@ -17,6 +17,8 @@ from moe.runs.picture_model import PictureModel
 from tests.infer.test_pictures import CANVAS, NUM_CODES, SPACE
 from tests.infer.test_pictures import model as parts  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 LENGTH = 24
 
 

@@ -17,6 +17,8 @@ from moe.runs import (
 from moe.runs.held_out_pictures import HeldOut
 from tasks.pictures import sentences
 
+pytestmark = pytest.mark.slow
+
 NUM = 16
 
 

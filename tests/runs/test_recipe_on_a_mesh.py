@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 
 from launch.configs import configuration
 from moe.runs import build
 from moe.types import TokenBatch
 from tests.scale.layouts import FILES, MODEL
+
+pytestmark = pytest.mark.slow
 
 RECIPE = {
   'PREDICTS_AHEAD': True,
