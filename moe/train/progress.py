@@ -316,13 +316,8 @@ class _Board:
       # The import is slow. In a new run, the second step runs at the same time.
       import tensorboardX
 
-      # The name of the file has the time in seconds. Within the same second, a
-      # run that goes on must not replace the file of the attempt before.
       self._writer = tensorboardX.SummaryWriter(
-        self._path,
-        purge_step=self._purge_step,
-        flush_secs=_FLUSH_SECONDS,
-        filename_suffix=f'.{self._purge_step or 0:09}',
+        self._path, purge_step=self._purge_step, flush_secs=_FLUSH_SECONDS
       )
     return self._writer
 

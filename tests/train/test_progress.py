@@ -3,7 +3,6 @@
 import io
 import json
 import struct
-import types
 
 import numpy as np
 import pytest
@@ -237,23 +236,6 @@ def test_tensorboard_has_each_step_once_after_a_kill(tmp_path):
   assert found == pytest.approx({step: 5.0 / step for step in range(1, 11)})
   found = scalars(tmp_path / 'tensorboard', 'eval/valid/bits_per_char')
   assert found == {4: 7.5}
-
-
-def test_attempts_within_a_second_write_two_tensorboard_files(
-  tmp_path, monkeypatch
-):
-  from tensorboardX import event_file_writer
-
-  clock = types.SimpleNamespace(time=lambda: 1e9)
-  monkeypatch.setattr(event_file_writer, 'time', clock)
-  first = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
-  for step in range(1, 6):
-    first.step(step, metrics(step), 0.1)
-  run(tmp_path, range(6, 11), resume=5)
-  first.close()  # It writes what it still had in memory.
-  assert len(list((tmp_path / 'tensorboard').iterdir())) == 2
-  found = scalars(tmp_path / 'tensorboard', 'train/loss')
-  assert found == pytest.approx({step: 5.0 / step for step in range(1, 11)})
 
 
 def test_each_evaluation_adds_a_heat_map_of_the_loads(tmp_path):
