@@ -56,8 +56,10 @@ def scalars(directory, tag):
   found = {}
   for path in sorted(directory.iterdir()):
     data = path.read_bytes()
-    while data:
+    while len(data) > 8:
       (length,) = struct.unpack('<Q', data[:8])
+      if len(data) < 16 + length:
+        break  # A killed run may leave a part of an event, which nobody reads.
       event, data = (
         Event.FromString(data[12 : 12 + length]),
         data[16 + length :],
