@@ -1,12 +1,14 @@
 """Describes how a step of a run executes its model, from shapes alone."""
 
 import jax
+import optax
 
 from moe.layers import attention as attention_lib
 from moe.layers import kernels
 from moe.layers.anatomy import ExpertsAnatomy
 from moe.models.anatomy import Anatomy, anatomy
 from moe.models.functional import Functional
+from moe.objectives.objective import Objective
 from moe.parallel import mesh, rules
 from moe.runs.run import Run, optimizer_of, router_of
 from moe.scale import cost, drops, hlo_flops
@@ -18,11 +20,16 @@ def abstract_state(run: Run) -> tuple[state.TrainState, PyTree]:
   """Returns (TrainState of shapes, logical axes of the parameters)."""
   shape = 1, min(8, run.data.sequence_length)
   objective = run.objective(Functional(run.model), shape)
-  optimizer = optimizer_of(run)
-  shapes = objective.shapes()
-  found = {}
+  return shapes_of_state(objective, optimizer_of(run))
 
-  def init():
+
+def shapes_of_state(
+  objective: Objective, optimizer: optax.GradientTransformation
+) -> tuple[state.TrainState, PyTree]:
+  """Returns (TrainState of shapes, logical axes of the parameters)."""
+  shapes, found = objective.shapes(), {}
+
+  def init() -> state.TrainState:
     params, carried, found['axes'] = objective.init(jax.random.key(0), shapes)
     return state.create(params, carried, optimizer)
 

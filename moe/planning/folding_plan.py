@@ -15,7 +15,7 @@ from moe.models.anatomy import anatomy
 from moe.optim import optimizers
 from moe.parallel import shardings
 from moe.parallel.mesh import MeshShape
-from moe.planning import compiled_step
+from moe.planning import compiled_step, execution
 from moe.runs.folding_run import FoldingRun
 from moe.scale import compile as compile_lib
 from moe.scale import cost, topology
@@ -62,16 +62,11 @@ def _abstract_state(run: FoldingRun) -> tuple[state.TrainState, PyTree]:
   """
   alone = dataclasses.replace(run, mesh=MeshShape())
   functional, _, mesh = alone.functional(jax.devices()[:1])
-  objective = run.objective(functional, (1, 8))
   optimizer = optimizers.build(run.optimizer(run.schedule), run.clip_norm)
-  shapes, found = objective.shapes(), {}
-
-  def init() -> state.TrainState:
-    params, carried, found['axes'] = objective.init(jax.random.key(0), shapes)
-    return state.create(params, carried, optimizer)
-
   with jax.set_mesh(mesh):
-    return jax.eval_shape(init), found['axes']
+    return execution.shapes_of_state(
+      run.objective(functional, (1, 8)), optimizer
+    )
 
 
 def _components(
