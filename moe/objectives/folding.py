@@ -146,13 +146,11 @@ def folding(
   def loss(
     params: PyTree, state: PyTree, batch: Batch, key: Array | None, train: bool
   ) -> tuple[dict[str, Array], PyTree, dict[str, Pair]]:
-    keys = None if key is None else jax.random.split(key, 4)
     rngs = None
-    if keys is not None:
+    if key is not None:
+      keys = jax.random.split(key, 4)
       rngs = {'router': keys[0], 'dropout': keys[1]}
-    s, pair, outputs = functional.read(
-      params, state['model'], batch, rngs, train
-    )
+    s, pair, out = functional.read(params, state['model'], batch, rngs, train)
     count = recycles
     if train:
       count = jax.random.randint(keys[2], (), 0, recycles + 1)
@@ -175,22 +173,14 @@ def folding(
       for name, x in by_chain.items()
     }
     for name in _OF_TOKENS:
-      if name in outputs.losses:  # A dense trunk has no router losses.
-        sums[name] = outputs.losses[name][0]
+      if name in out.losses:  # A dense trunk has no router losses.
+        sums[name] = out.losses[name][0]
     metrics = {
       name: (jnp.sum(x * weights_B), weights_B.sum())
       for name, x in metrics.items()
     }
-    new = {'model': outputs.state, 'steps': state['steps']}
-    return sums, new, {**outputs.metrics, **metrics}
-
-  def weights(batch: Batch) -> dict[str, Array]:
-    chains = batch['weights'].sum()
-    tokens = jnp.sum(batch['valid'], dtype=jnp.float32)
-    return {
-      **dict.fromkeys(_OF_CHAINS, chains),
-      **dict.fromkeys(_OF_TOKENS, tokens),
-    }
+    new = {'model': out.state, 'steps': state['steps']}
+    return sums, new, {**out.metrics, **metrics}
 
   def init(key: Array, shapes: Batch) -> tuple[PyTree, PyTree, PyTree]:
     params, state, logical = functional.init(key, shapes)
@@ -206,13 +196,22 @@ def folding(
     init,
     functools.partial(fields, *shape),
     loss,
-    weights,
+    _weights,
     dataclasses.asdict(factors),
     LDDT,
     update,
     'residues',
     lambda batch: int(np.count_nonzero(batch['valid'])),
   )
+
+
+def _weights(batch: Batch) -> dict[str, Array]:
+  chains = batch['weights'].sum()
+  tokens = jnp.sum(batch['valid'], dtype=jnp.float32)
+  return {
+    **dict.fromkeys(_OF_CHAINS, chains),
+    **dict.fromkeys(_OF_TOKENS, tokens),
+  }
 
 
 def fold_again(

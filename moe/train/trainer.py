@@ -230,13 +230,9 @@ def train(
     progress, program, reader, checkpointer.directory, settings.max_bad_steps
   )
   watchdog = Watchdog(settings.hang_seconds, progress.workdir)
+  asking = program._replace(eval_step=stop.asking(program.eval_step))
   evaluator = Evaluator(
-    evaluations,
-    program._replace(eval_step=stop.asking(program.eval_step)),
-    progress,
-    lambda: stop.is_set,
-    meta,
-    watchdog,
+    evaluations, asking, progress, lambda: stop.is_set, meta, watchdog
   )
   is_judged = lambda step: bool(evaluations) and settings.is_evaluated(step)
 
