@@ -1,4 +1,4 @@
-"""Compares sequences of proteins: the best local alignment, and identity.
+"""Compares sequences of proteins: alignments, and identity.
 
 The time of an alignment grows with the product of the lengths: a millisecond
 for 100 residues, and 40 for 1,000. So only pairs that share two words are

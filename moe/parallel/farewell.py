@@ -51,8 +51,8 @@ def left(who: str, code: int, text: str) -> dict[str, Any]:
     why, grace = f'ended with code {code}', ERROR_GRACE
   else:
     why, grace, code = f'ended with code {code}', ERROR_GRACE, EXIT_LOST
-  return {'lost': f'{who} {why}' + f': {text}' * bool(text), 'grace': grace,
-          'code': code}  # fmt: skip
+  reason = f': {text}' if text else ''
+  return {'lost': f'{who} {why}{reason}', 'grace': grace, 'code': code}
 
 
 def vanished(who: str) -> dict[str, Any]:

@@ -300,22 +300,12 @@ def _recognised(
     scores.append(mean(f'recognised, alpha {alpha:g}', right))
   gains = captions.information_gain(given, without, ALPHAS[1])
   answers = gains.argmax(axis=1)
-  scores += [
-    mean.of_rows(
-      'macro-F1',
-      lambda rows: labels_lib.macro_f1(answers[rows], truth[rows]),
-      (len(truth),),
-      'share',
-      True,
-    ),
-    mean.of_rows(
-      'calibration error',
-      lambda rows: labels_lib.calibration_error(gains[rows], truth[rows]),
-      (len(truth),),
-      'share',
-      False,
-    ),
-  ]
+  for what, value_of, known, higher in (
+    ('macro-F1', labels_lib.macro_f1, answers, True),
+    ('calibration error', labels_lib.calibration_error, gains, False),
+  ):
+    of_rows = lambda rows, f=value_of, x=known: f(x[rows], truth[rows])
+    scores.append(mean.of_rows(what, of_rows, (len(truth),), 'share', higher))
   for number, template in enumerate(templates):
     one = captions.information_gain(
       given[..., number : number + 1], without[..., number : number + 1], 0.5

@@ -16,6 +16,18 @@ def vocabulary(tmp_path_factory):
   return train_vocabulary([text], 400, path, 'char')
 
 
+def tokeniser_of(vocabulary, features, max_bad_fraction=0.0):
+  """A tokeniser of documents with features that have 4 codes of pictures."""
+  return Tokeniser(
+    'documents/train',
+    vocabulary,
+    max_bad_fraction,
+    lambda count: None,
+    of_ranges(vocabulary.size, {'image': 4}),
+    features,
+  )
+
+
 def test_codes_are_counted_by_row_and_column_from_1():
   row, column = records.places(6, (2, 3))
   np.testing.assert_array_equal(row, [1, 1, 1, 2, 2, 2])
@@ -32,14 +44,7 @@ def test_text_and_the_end_mark_lie_in_no_row(vocabulary, is_drawn):
   codes = 'targets' if is_drawn else 'inputs'
   text = 'inputs' if is_drawn else 'targets'
   feature = Feature('image', is_block=not is_drawn, grid=(1, 2))
-  tokeniser = Tokeniser(
-    'drawn/train',
-    vocabulary,
-    0.0,
-    lambda count: None,
-    of_ranges(vocabulary.size, {'image': 4}),
-    {codes: feature},
-  )
+  tokeniser = tokeniser_of(vocabulary, {codes: feature})
   example = {f'{text}_pretokenized': '一丁', codes: np.array([3, 0])}
   (record,) = tokeniser.records([example])
   num_text = len(vocabulary.encode('一丁'))
@@ -51,14 +56,8 @@ def test_text_and_the_end_mark_lie_in_no_row(vocabulary, is_drawn):
 
 def test_a_malformed_document_is_not_in_the_counts(vocabulary):
   # The picture of the second document has 1 code, but its grid has 2.
-  tokeniser = Tokeniser(
-    'described/train',
-    vocabulary,
-    0.5,
-    lambda count: None,
-    of_ranges(vocabulary.size, {'image': 4}),
-    {'inputs': Feature('image', grid=(1, 2))},
-  )
+  features = {'inputs': Feature('image', grid=(1, 2))}
+  tokeniser = tokeniser_of(vocabulary, features, max_bad_fraction=0.5)
   both = [
     {'inputs': np.array(codes), 'targets_pretokenized': '一丁'}
     for codes in ([3, 0], [3])

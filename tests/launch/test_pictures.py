@@ -119,13 +119,18 @@ def test_a_trained_model_draws_a_sentence_and_describes_it(place, capsys):
   assert 'red.png' in capsys.readouterr().out
 
 
+def drawn(place):
+  """The exit code of a command that draws a picture."""
+  return draw.main(
+    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
+  )
+
+
 @pytest.mark.slow
 def test_a_tokenizer_that_is_missing_is_named(place, capsys):
   path = place / 'run' / 'image_tokenizer.bin'
   hidden = path.rename(f'{path}.away')
-  code = draw.main(
-    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
-  )
+  code = drawn(place)
   hidden.rename(path)
   assert code == 2
   assert 'image_tokenizer.bin must lie beside' in capsys.readouterr().err
@@ -136,9 +141,7 @@ def test_another_tokenizer_is_refused(place, capsys):
   path = place / 'run' / 'image_tokenizer.bin'
   kept = path.read_bytes()
   path.write_bytes(kept + b'0')
-  code = draw.main(
-    [f'--checkpoint={place}/run', '--prompt=圓形', f'--out={place}/a.png']
-  )
+  code = drawn(place)
   path.write_bytes(kept)
   assert code == 2
   assert 'must be the one that step 2 was trained' in capsys.readouterr().err
