@@ -99,10 +99,10 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--compare',
-    choices=('mesh', 'compile', 'muon', 'processes'),
+    choices=('mesh', 'compile', 'muon', 'parts', 'processes'),
     help='mesh: 8 devices and 1; processes: runs of 2 processes and of 1, both'
-    ' with 8 devices; compile: seconds to compile with 64 and with'
-    ' 8 experts; muon: a step with Muon and one with AdamW',
+    ' with 8 devices; compile: seconds to compile with 64 and with 8 experts;'
+    ' muon: a step with Muon and one with AdamW; parts: the step and its parts',
   )
   add(
     '--against',
