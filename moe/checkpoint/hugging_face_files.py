@@ -167,8 +167,8 @@ def load(
     tensors: the arrays of the files, from `plan`; `check` has accepted them.
     found: where the arrays lie, from `find`.
     wanted: path -> shape and sharding of our array. An array that the files
-      lack becomes zeros; it is `TRANSIENT` state, which the next training step
-      overwrites.
+      lack becomes zeros; it is `TRANSIENT` state, which is 0 between training
+      steps.
   """
   sources = {}
   for tensor in tensors:

@@ -152,5 +152,5 @@ FUSED_LAYERS = {
     for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v2', 'deepseek_v3')
   },
 }
-# State that the next training step overwrites, so no file stores it.
+# State that is 0 between training steps, so these formats do not need it.
 TRANSIENT = ('load_E',)
