@@ -227,7 +227,7 @@ def _init(
 def _apply(params: PyTree, pixels: Array) -> tuple[dict[str, Array], Array]:
   """(logits by attribute, features [B, F]) of uint8 [B, Y, X, 3]."""
   x = pixels.astype(jnp.float32) / 127.5 - 1.0
-  # Height and width are halved several times.
+  # Height and width are halved several times, so both are padded.
   more = -x.shape[1] % 2 ** len(_WIDTHS)
   x = jnp.pad(x, ((0, 0), (0, more), (0, more), (0, 0)))
   for number in range(len(_WIDTHS)):
