@@ -49,7 +49,7 @@ def save(
     shard_bytes: largest size of a file. A larger array gets its own file.
 
   Returns:
-    Names of the files.
+    Names of the safetensors files.
   """
 
   def made(tensor: Tensor) -> np.ndarray:
@@ -135,7 +135,7 @@ def _weight_map(index: str) -> dict[str, str]:
 
 
 def is_fused(names: Iterable[str]) -> bool:
-  """Whether files have all experts of a layer in one array."""
+  """Whether an array of the files holds all experts of a layer."""
   return any(name.endswith('.mlp.experts.down_proj') for name in names)
 
 
