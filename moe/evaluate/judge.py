@@ -193,7 +193,7 @@ def right(
   """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
   The value is NaN if the picture lacks the attribute, or has a value of it that
-  no training picture had. The value of 'all' is the least one that is not NaN.
+  no training picture had. 'all' has the least value that is not NaN.
   """
   targets = targets_of(facts, judge_.values)
   found = {

@@ -112,8 +112,8 @@ def test_distances_have_intervals_as_wide_as_their_spread(monkeypatch):
   spread = np.std([values_of(*draw()) for _ in range(50)], axis=0)
   share = widths / (1.96 * spread)
   assert (share > 0.5).all()
-  # Repeated members move small distances, so the intervals of two equal
-  # distributions are too wide.
+  # A resample repeats members, which changes a small distance much. So the
+  # intervals of real pictures against real ones are too wide.
   is_of_drawn = ['drawn against real' in score.name for score in found]
   assert sum(is_of_drawn) == 2 and (share[is_of_drawn] < 2).all()
 
