@@ -88,7 +88,7 @@ def _scheduled(
 
   def decay_of(name: str) -> float:
     found = factors(name)
-    # `rate` multiplies the decay, too, so the decay is divided by `rate_alone`.
+    # `_scaled` multiplies the decay by `rate_alone`, too, so we divide by it.
     decay = found.decay * (1 / found.rate_alone)
     return weight_decay * decay * groups_lib.is_decayed(name)
 
