@@ -208,7 +208,8 @@ def adafactor(
   Args:
     schedule: learning rate by step.
     decay_rate: exponent of the second moments' decay.
-    clipping_threshold: largest root-mean-square of one array's update.
+    clipping_threshold: largest root-mean-square of one array's update, before
+      it is multiplied by the learning rate.
     momentum: decay of the momentum of updates; None for no momentum, which
       saves memory.
     weight_decay: each step subtracts this fraction of each parameter except
