@@ -32,8 +32,8 @@ def on_object_store(directory: epath.PathLike) -> bool:
 def seal(directory: epath.PathLike) -> None:
   """Writes `integrity.json` with an entry for every file below a directory.
 
-  On a local disk every file and directory is flushed with fsync, so that a
-  power failure after the commit cannot lose data.
+  On a local disk each file and the directory that holds it are flushed with
+  fsync, so that a power failure after the commit cannot lose data.
 
   Args:
     directory: a complete directory that is not yet visible under its final

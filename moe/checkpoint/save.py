@@ -132,7 +132,7 @@ class Checkpointer:
     if step in self._own:
       return False
     # On a network file system a process may still see a step that process 0 has
-    # renamed. Then this process alone would fail.
+    # renamed. This process alone would then fail, so process 0 looks for all.
     newest = self.latest_step()
     if newest is not None and newest > step:
       raise ValueError(
@@ -363,7 +363,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _free_bytes(directory: epath.Path) -> int | None:
-  """Free bytes of a local file system; None for an object store."""
+  """Free bytes of a file system; None if unknown, as for an object store."""
   if integrity.on_object_store(directory):
     return None
   try:
