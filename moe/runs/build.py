@@ -163,7 +163,7 @@ def find_data(
   Args:
     run: the run.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
   """
   data = run.data
   wanted = [(data.train, ['train'])]
@@ -199,8 +199,8 @@ def open_data(
 ) -> tuple[Reader, dict[str, HeldOut]]:
   """Returns (reader of training batches, held-out data by task).
 
-  Each process reads only the rows of its own devices. The vocabulary is copied
-  into the work directory.
+  Each process reads only the rows of its own devices. The vocabulary and the
+  image tokenizer are copied into the work directory.
 
   Args:
     run: the run.

@@ -15,7 +15,7 @@ from moe.runs.picture_model import PictureModel
 
 _logger = logging.getLogger(__name__)
 
-# Number of sentences on which the guidance is chosen.
+# Largest number of sentences on which the guidance is chosen.
 _TRIED = 100
 
 
@@ -103,9 +103,9 @@ def judged(
     judge: a network that was trained without the model.
 
   Returns:
-    Two upper bounds, which are the scores of real and of reconstructed
-    pictures; the scores of drawn pictures; all by attribute and by kind of
-    scene; the distances between drawn and real pictures.
+    Scores of real, of reconstructed and of drawn pictures, for each attribute
+    and each kind of scene; then the distances between drawn and real pictures.
+    The scores of real and reconstructed pictures are upper bounds.
   """
   _, real = picture_judge.right_and_features(judge, known.pixels, known.facts)
   right, features = picture_judge.right_and_features(judge, drawn, wanted.facts)

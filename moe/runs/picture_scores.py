@@ -216,7 +216,7 @@ def _overlap(
 def _described(
   mean: Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of the model's captions that are right, by attribute and kind."""
+  """Share of right captions, by attribute; for 'all', also by kind of scene."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)

@@ -267,9 +267,9 @@ class Confidence(NamedTuple):
   """How well pLDDT tells lDDT.
 
   Attributes:
-    by_chain: Pearson's correlation of the two means of each chain; NaN for
-      fewer than three chains, and if a mean is constant.
-    by_residue: Pearson's correlation over all residues.
+    by_chain: Pearson's correlation, over chains, of the mean pLDDT with the
+      lDDT; NaN for fewer than three chains, and if one of the two is constant.
+    by_residue: Pearson's correlation of pLDDT with lDDT over all residues.
     error: mean distance between pLDDT and lDDT over the bins, weighted by
       residues (expected calibration error, Guo et al. 2017,
       https://arxiv.org/abs/1706.04599).

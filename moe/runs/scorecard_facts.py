@@ -1,7 +1,4 @@
-"""The parts of a scorecard besides benchmarks: loss, cost, licences.
-
-`add_contamination` finds the benchmark items that the training text contains.
-"""
+"""Loss, cost and licences in a scorecard, and contamination of its sets."""
 
 import dataclasses
 import json
@@ -198,10 +195,10 @@ def add_contamination(
 ) -> None:
   """Adds to every set the share of its items that are contaminated.
 
-  An item is contaminated if it has a run in common with the training text, see
-  `contamination.find`. A set gets the share as 'contaminated'. If only some of
-  its items are contaminated, each metric gets 'clean': its score over the other
-  items.
+  An item is contaminated if it shares a long sequence of characters with the
+  training text, see `contamination.find`. A set gets the share as
+  'contaminated'. If only some of its items are contaminated, each metric gets
+  'clean': its score over the other items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]
