@@ -46,7 +46,7 @@ def train(tmp_path):
 
 
 def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
-  """A ladder whose runs have 20 steps in the sweep, or 103 steps after it."""
+  """A ladder with tokens for 20 steps in the sweep, and for 103 after it."""
   return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
 
 
