@@ -100,7 +100,7 @@ def _wait_for_others(where: str) -> None:
 
 
 def _empty_if_old(remote: epath.Path, workdir: str) -> None:
-  """Removes the mirror if its files are those of an older run at this URL."""
+  """Removes the mirror if the bucket names another run than the mirror."""
   marker, own = remote / listing.BUCKET, epath.Path(workdir) / listing.BUCKET
   if marker.exists():
     if not own.exists() or own.read_text() != marker.read_text():

@@ -98,7 +98,8 @@ def resumed_state(
   """
   if not listing.shared_steps(checkpointer.directory):
     return None, None
-  # The rule for spikes may be switched on or off in the middle of a run.
+  # `norms` is for the rule for spikes, which may be switched on or off in the
+  # middle of a run.
   return checkpointer.restore(None, program.abstract, optional='norms/.*')
 
 

@@ -70,7 +70,8 @@ def with_guidance(
     right, _ = picture_judge.right_and_features(
       judge, np.stack([one.pixels for one in made]), others.facts
     )
-    # A weak model gets whole pictures right too seldom to tell guidances apart.
+    # A weak model rarely gets a whole picture right. So guidances are compared
+    # by the mean over the attributes.
     parts = [np.nanmean(v) for v in right.values() if not np.isnan(v).all()]
     found[guidance] = float(np.mean(parts))
     _logger.info(
@@ -120,7 +121,7 @@ def judged(
 def copied(
   mean: Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that are suspicious, see `is_nearer`."""
+  """Share of drawn pictures that are suspicious, see `picture_sets.is_nearer`."""
   ours, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',

@@ -261,7 +261,7 @@ def load(run: FoldingRun, directory: str) -> FoldingModel:
     directory: work directory of the run.
 
   Raises:
-    ValueError: if there is no checkpoint, or a damaged one.
+    ValueError: if there is no sound checkpoint, or if the best is damaged.
   """
   steps_dir = listing.steps_dir(directory)
   loaded, meta = restore.load_params(

@@ -1,4 +1,4 @@
-"""The classes of a run that trains a folding model: its settings."""
+"""The settings of a run that trains a folding model."""
 
 import dataclasses
 import inspect

@@ -284,7 +284,7 @@ def _recognised(
   """Scores of recognising the names of pictures.
 
   The result is [] if a name is missing, if all names are equal, or if there are
-  more than `_MAX_LABELS` names.
+  more than `_MAX_LABELS` different names.
   """
   names = [one.get('name', '') for one in pictures.facts]
   labels = sorted({*names})

@@ -342,9 +342,9 @@ _ROWS_MEAN = {
 
 
 def _first_kept_table(run: Run, program: Program) -> str | None:
-  """Path of the first embedding table without an entry in INITIAL_ASSIGNMENT.
+  """Path of the first table without an entry in INITIAL_ASSIGNMENT.
 
-  None if all tables have entries.
+  A table has the axis `VOCAB`. The result is None if all tables have entries.
   """
   by_path = jax.tree_util.tree_leaves_with_path(
     program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)

@@ -16,8 +16,9 @@ from moe.runs.folded import BUCKETS, FoldingModel, Prediction
 from moe.types import Array
 
 MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
-# These two have contacts alone: how often residues touch at each separation,
-# and what the model says of the chain with its residues in a random order.
+# These two kinds have only scores of contacts. The first is how often residues
+# touch at each separation in the training chains. The second is what the model
+# predicts for the residues in a random order.
 SEPARATION, SHUFFLED = 'separation', 'shuffled'
 KINDS = (MODEL, HELIX, RANDOM, NEAREST, SEPARATION, SHUFFLED)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}

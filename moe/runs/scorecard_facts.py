@@ -70,9 +70,10 @@ def loss_per_character(
 ) -> dict[str, Any]:
   """Bits per character of held-out text, by the model and by baselines.
 
-  The text is the validation split of the run's first evaluation task. The
-  baselines are compressors, and n-grams counted on `train_texts`. They score
-  the same documents as the model, end marks included.
+  The text is the validation split of the run's first evaluation task, cut to
+  `Suite.items` documents. The baselines are compressors, and n-grams counted on
+  `train_texts`. They score the same documents as the model, end marks included.
+  There are none if a part of the documents is given or is not text.
   """
   task = trained.run.data.evaluation[0]
   stores = scoring.task_stores(trained, task, 'validation', prepare_stores)

@@ -39,8 +39,8 @@ class ScoringRequest:
     cache_dir: folder of token stores; '' takes the folder of the run.
     sequence_length: tokens of the longest window; None takes the sequence
       length of the run.
-    stride: tokens that a window scores, except the first and the last of a
-      document; None takes half the sequence length.
+    stride: tokens that a window scores, except the first and the last window of
+      a document; None takes half the sequence length.
     batch_size: windows of full length in a batch; None takes as many as have
       `TOKENS_PER_BATCH` tokens. The number is rounded up so that all devices
       have equally many rows.
