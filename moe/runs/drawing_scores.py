@@ -121,7 +121,7 @@ def judged(
 def copied(
   mean: Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that are suspicious, see `picture_sets.is_nearer`."""
+  """Share of suspicious drawn pictures, see `picture_sets.is_nearer`."""
   ours, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',
