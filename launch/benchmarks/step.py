@@ -24,8 +24,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# The model if no gin file is given. Other programs were timed with this model.
-# Those do not normalise queries and keys, so ours does not either.
+# The model if no gin file is given. We timed other programs with this model.
+# These programs do not normalise queries and keys, so ours does not either.
 MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,

@@ -186,7 +186,7 @@ def _chips() -> Iterable[Finding]:
 
 
 def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
-  """Finds the processes that have one of the files open.
+  """Finds the other processes that have one of the files open.
 
   The processes of other users are found only if this process runs as root.
 

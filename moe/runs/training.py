@@ -46,7 +46,7 @@ class Job:
 
 
 def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
-  """Checks the names of a run, and builds its program without any array.
+  """Checks the files that a run names; builds its program without any array.
 
   Args:
     run: the run.
@@ -55,7 +55,7 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
       configuration in the work directory.
 
   Raises:
-    ValueError: if a name or a size does not fit.
+    ValueError: if a named file or a size does not fit.
   """
   steps_dir = listing.steps_dir(workdir)
   preflight.check_names(run, workdir, steps_dir, differences)
@@ -98,7 +98,7 @@ def train(
     config_files: the configuration files to write, text by file name.
       'config.gin' is also saved with every checkpoint.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
     write_report: writes the page about a work directory and returns its path.
     compiled: file of a step that was compiled ahead of time; None compiles now.
     begin: time at which the command started, by `time.monotonic`; None takes

@@ -153,6 +153,7 @@ NOT_SET = {
     'Asked',
     'Drawing',
     'Request',
+    # This is the run of an image tokenizer.
     'TokenizerRun',
   ),
 }
