@@ -275,9 +275,9 @@ class Hub:
     who = self._place.name(0, socket.gethostname())
     news = farewell.left(who, code, text) if code else {'bye': True}
     for peer in self._peers.values():
-      peer.has_left |= code > 0  # It ends because of these news.
+      peer.has_left |= code > 0  # The peer ends because of these news.
       peer.send(**news)
-    # When process 0 ends, JAX ends the others at once. So they end first.
+    # When process 0 ends, JAX ends the others at once. So they must end first.
     if code:
       self._left.wait(news['grace'] + 2)
     else:

@@ -64,8 +64,8 @@ def activation_rules(
 ) -> tuple[tuple[str, MeshAxes | None], ...]:
   """Returns a table in the form that flax reads for activations.
 
-  The axes 'embed' and 'latent' are left out, since they divide parameters but
-  not activations.
+  The axes 'embed' and 'latent' are left out, since these dims are divided in
+  parameters but not in activations.
   """
   return tuple(
     (name, mesh_axes or None)
