@@ -190,8 +190,8 @@ def slices_of(devices: Sequence, num_slices: int) -> list[list]:
   """The devices of each slice.
 
   Raises:
-    ValueError: if TPUs do not belong to `num_slices` equal slices, or if other
-      devices cannot be divided into so many.
+    ValueError: if TPUs do not belong to `num_slices` equal slices, or if
+      `num_slices` does not divide the number of other devices.
   """
   size, rest = divmod(len(devices), num_slices)
   parts = [devices[i * size : (i + 1) * size] for i in range(num_slices)]

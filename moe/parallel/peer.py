@@ -135,7 +135,7 @@ class Peer:
     return time.monotonic() - since > SILENT_SECONDS
 
   def allow_silence(self, seconds: float) -> None:
-    """Allows the process to be silent for so many seconds more."""
+    """Allows the process to be silent for `seconds` from now on."""
     self._busy_until = time.monotonic() + seconds
 
   def greeting(self) -> dict[str, Any]:

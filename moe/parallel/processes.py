@@ -191,7 +191,7 @@ def tell_step(step: int, host: float, whole: float) -> None:
 
 
 def tell_busy(seconds: float) -> None:
-  """Tells the others that this process may be silent for so many seconds.
+  """Tells who watches this process that it may be silent for `seconds`.
 
   This is for a call into C code that keeps Python's lock. Then no thread of
   this process can send a sign of life.
