@@ -270,7 +270,7 @@ def forecast_of(
   """Makes the forecast of a run on a slice.
 
   Raises:
-    ValueError: if batch, groups or experts do not divide evenly.
+    ValueError: if batch, groups, experts or parameters do not divide evenly.
   """
   check(run, len(devices))
   where = place_run(run, make_mesh(run.mesh, devices))

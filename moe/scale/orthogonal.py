@@ -21,8 +21,8 @@ class Transfer:
   Attributes:
     kind: 'all-to-all', 'all-reduce' or 'all-gather'.
     axis: the mesh axis over which it runs.
-    num_bytes: bytes of a device's operand; bytes of the result of an
-      all-gather.
+    num_bytes: bytes of a device's operand; for an all-gather, bytes of the
+      result.
     times: how often it runs in an update.
   """
 

@@ -66,7 +66,7 @@ def test_declared_codes_become_a_store(declared, tmp_path):
   assert first['tokens'].tolist() == ids
   assert 'block_ids' not in first
   assert first['num_chars'] == 2
-  # Only codes have values of `marks`; the others get 0.
+  # Only codes have values of `marks`; the other tokens get 0.
   zeros = [0] * len(vocabulary.encode('白日'))
   assert first['marks'].dtype == np.uint8
   assert first['marks'][:, 0].tolist() == [*zeros, 1, 8, 0]
