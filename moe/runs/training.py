@@ -11,12 +11,12 @@ import jax
 from moe import atomic_files
 from moe.checkpoint import listing
 from moe.data.cache_dir import default_cache_dir
-from moe.data.store import VOCABULARY
+from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
 from moe.runs import attempt, build, gallery, preflight, results, trained
 from moe.runs.counts import flops_of
-from moe.runs.run import Run
+from moe.runs.run import Data, Run
 from moe.train import program as program_lib
 from moe.train.program import Program
 
@@ -137,9 +137,18 @@ def _check_origin(job: Job) -> None:
   """
   data = job.run.data
   if data.vocabulary:
-    vocabulary = Vocabulary(data.vocabulary)
-    hashes = _id_hashes(vocabulary.sha256, data.ids(vocabulary.size))
-    preflight.check_origin(job.run, job.program, hashes)
+    preflight.check_origin(job.run, job.program, hashes_of_files(data))
+
+
+def hashes_of_files(data: Data) -> dict[str, str]:
+  """The hashes of ids by VOCABULARY and IMAGE_TOKENIZER, before data are read.
+
+  An image tokenizer that is missing is left out; `preflight.check_tokenizer`
+  refuses it.
+  """
+  vocabulary, tokenizer = Vocabulary(data.vocabulary), data.image_tokenizer
+  sha256 = file_sha256(tokenizer) if os.path.isfile(tokenizer) else ''
+  return _id_hashes(vocabulary.sha256, data.ids(vocabulary.size, sha256))
 
 
 def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
