@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   _shared_flags(pairs)
   _step_flags(add_verb('step', 'whole training steps'))
   saves = add_verb('checkpoints', 'saves, checks and resumed runs')
-  flags.add_gin_flags(saves, help='default: a model with 100M parameters')
+  flags.add_gin_flags(saves, help='default: a model with 113M parameters')
   _shared_flags(saves)
   args, overrides = flags.parse(parser, argv)
   if overrides and args.verb in ('imports', 'moe', 'pairs'):
