@@ -171,7 +171,7 @@ class TokenChoice(Router):
 class TopK(TokenChoice):
   """Softmax over the experts; a token uses the k most probable experts.
 
-  As in Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, without noise.
+  Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, but without noise.
 
   Attributes:
     renormalize: whether the k weights are divided by their sum, as in Mixtral
