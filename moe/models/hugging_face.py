@@ -363,7 +363,7 @@ def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def fold(model: Decoder, paths: Iterable[str]) -> dict[str, float]:
   """Returns parameter -> factor. The factors replace scales of activations.
 
-  No format has such scales, so the export multiplies parameters by them:
+  No format has such scales, so the export multiplies parameters instead:
 
   - The embedding table is multiplied by the embedding scale. If the table is
     also the output head, the last norm is divided by this scale, so that logits

@@ -242,9 +242,9 @@ class Dropless:
       x_GMD: tokens.
       plan: the experts of each token.
       num_experts: E of the plan.
-      capacity: U, rows of the buffer; None for the number of rows of the plan.
-        If the buffer is too short, rows of the last experts are dropped and
-        counted.
+      capacity: U, rows of the buffer; None or a larger number means the number
+        of rows of the plan. If the buffer is too short, rows of the last
+        experts are dropped and counted.
     """
     G, M, D = x_GMD.shape
     R, E = plan.expert_GR.size, num_experts

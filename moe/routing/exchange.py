@@ -57,8 +57,8 @@ class Arrived(NamedTuple):
     weight: float32 weight of each row, by which the experts multiply.
     count_E: int32 number of rows of each expert of this device; None if each
       has U rows.
-    permuted: result of the last dispatch.
-    dispatch: the last dispatch.
+    permuted: the result of `dispatch`.
+    dispatch: the dispatch that made `rows`; with `Ragged`, the receiver's.
     experts: where the experts are.
     traffic: name -> (sum, weight): counts of dropped rows and bytes sent.
     visit: how tokens were sent; only for `Ragged`.
@@ -156,11 +156,12 @@ class Ragged:
   The receiver copies the token to each of its own experts that the token has
   chosen, adds up their weighted outputs, and sends one row back. So a token
   with A experts takes at most min(A, devices) rows. With `dispatch.Sorted` all
-  tokens of the expert axis share the slots of an expert. With 'position', first
-  choices come before second choices. Among choices of one rank, the senders get
-  slots in turns, so no device is favoured. `dispatch.Dropless` has no slots; it
-  drops rows only if they exceed the buffer, or if their copies for experts
-  exceed buffer_factor times an even share (a device's tokens x k).
+  tokens of the expert axis share the slots of an expert. With priority
+  'position', first choices come before second choices. Among choices of one
+  rank, the senders get slots in turns, so no device is favoured.
+  `dispatch.Dropless` has no slots; it drops rows only if they exceed the
+  buffer, or if their copies for experts exceed buffer_factor times an even
+  share (a device's tokens x k).
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
