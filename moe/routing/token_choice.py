@@ -365,9 +365,9 @@ class Hash(Router):
   """A token's id decides its experts; nothing is learned.
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
-  floor(E * frac(id / golden ratio)). Consecutive ids are spread almost evenly
-  over the experts. The paper draws a random table instead. The numbers of a
-  token's k experts are E // k apart. Every weight is 1 / k.
+  floor(E * frac(id / golden ratio)), but for rounding. Consecutive ids are
+  spread almost evenly over the experts. The paper draws a random table instead.
+  The numbers of a token's k experts are E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.
