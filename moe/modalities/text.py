@@ -37,7 +37,7 @@ class Vocabulary:
   Attributes:
     path: the model's file.
     size: number of pieces; an embedding may have more rows, never fewer.
-    sha256: hash of the file, kept in every token store and checkpoint.
+    sha256: hash of the file, kept in token stores and checkpoints.
     pad, eos, unk: ids 0, 1, 2.
   """
 

@@ -15,7 +15,8 @@ from moe.routing.plan import RoutingPlan
 from moe.types import Array
 
 PRIORITIES = ('position', 'probability')
-# A sort key and the index of its row fit one int32 together below this limit.
+# A sort key and the index of its row fit one int32 together if the number of
+# possible pairs is below this limit.
 INT32_LIMIT = 2**31
 
 
