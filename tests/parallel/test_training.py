@@ -35,12 +35,14 @@ FLAGS = [
 ]
 
 
-# A run that learns 3Di letters, all of which are hidden in a block.
+# A run that learns 3Di letters, all of which are hidden in a block. Its data
+# have no text, so the vocabulary has the bytes alone.
 BLOCKS = [
   '--gin_file=gin_configs/runs/chains_cpu.gin',
   f'--gin.TRAIN_STEPS={STEPS}',
   '--gin.WARMUP_STEPS=2',
   '--gin.EVAL_PERIOD=0',
+  '--gin.VOCAB_SIZE=768',
   '--gin.D_MODEL=16',
   '--gin.HEAD_DIM=8',
   '--gin.NUM_LAYERS=1',
