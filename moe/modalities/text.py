@@ -296,8 +296,8 @@ def _covered(counts: collections.Counter, room: int) -> set[str]:
 def _write(model: bytes, path: str | os.PathLike):
   """Writes a model's file; ValueError if it cannot be written."""
   path = os.path.abspath(path)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     atomic_files.write_file(path, model)
   except OSError as error:
     raise ValueError(
