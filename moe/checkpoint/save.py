@@ -196,7 +196,8 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The newest committed step, which may be damaged; None if none exists.
 
-    Process 0 looks for all processes, which must all call this.
+    Process 0 lists the steps, and tells the other processes the newest one. So
+    all processes must call this.
     """
     return listing.shared_newest_step(self.directory)
 

@@ -118,7 +118,7 @@ def alphafold(
 def multiplication(
   direction: str, params: PyTree, pair_BIJZ: Array, valid_BI: Array
 ) -> Array:
-  """The update of Algorithm 11 or 12, by five products of one input."""
+  """The update of AlphaFold's Algorithm 11 or 12, with separate projections."""
   x = _norm(params['norm_in'], pair_BIJZ)
   one, two, gate_one, gate_two, gate = (
     _linear(params[name], x) for name in _FACTORS

@@ -19,11 +19,12 @@ _STEPS_OF_VALUE = 15
 def judge_of(
   by_split: Mapping[str, str], training: HeldOut, epochs: int, cache_dir: str
 ) -> Judge | None:
-  """The independent network of a source of pictures.
+  """The network that judges drawn pictures; it is trained apart from the model.
 
   Args:
     by_split: split -> directory of a store. If there is a split for the judge,
-      the judge is trained on this split, so it sees no picture of the model.
+      the judge is trained on this split, and sees none of the pictures on which
+      the model is trained.
     training: the pictures of the training split.
     epochs: least number of passes over the pictures; a small set gets more.
     cache_dir: directory of the caches; '' for none.

@@ -91,7 +91,7 @@ class Progress:
     self._loads = {}  # Loads of the last step: of all tokens, and by modality.
     self._reported = set()  # Unreadable records that were reported.
     self._drawn_at = time.monotonic()
-    # Seconds and units, summed over all steps of the run.
+    # Seconds, and units of the objective (such as tokens), of all steps so far.
     self._elapsed, self._amount = 0.0, 0
     if jax.process_index() != 0:
       return

@@ -77,8 +77,9 @@ esac
 def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   tmp_path, code
 ):
-  # The command always ends with this code: first before the TPU is gone, and
-  # then while the TPU stays.
+  # With a code, the command ends with it twice: the first time just before the
+  # TPU is lost, and the second time while the TPU stays. Without a code, the
+  # TPU is lost while the command runs.
   if code:
     (tmp_path / 'code').write_text(code)
   (tmp_path / 'gcloud').write_text(GCLOUD)
