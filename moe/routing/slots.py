@@ -127,8 +127,8 @@ def spill(
 ) -> tuple[Array, Array]:
   """Gives free slots to spare rows (spill to the next choice).
 
-  A spare row gets a slot only if its token has fewer slots than `requested_rows`
-  counts for it.
+  A spare row gets a slot only if its token has fewer slots than rows that
+  `requested_rows` counts.
 
   Args:
     plan: the experts of each token.
