@@ -91,10 +91,14 @@ def numbers(workdir, name):
 
 
 def check_equal(workdir, expected):
+  """Compares all numbers of two runs; `pytest -rP` shows the losses."""
   for name in ('log.jsonl', 'eval.jsonl'):
     got, wanted = numbers(workdir, name), numbers(expected, name)
     assert got == pytest.approx(wanted, rel=1e-5)
     assert (STEPS, 'train', 'step') in got
+  losses = numbers(workdir, 'log.jsonl')
+  steps = [1, 10, 20, 30, 40, STEPS]
+  print('losses', *(losses[step, 'train', 'loss'] for step in steps))
 
 
 @pytest.fixture(scope='module')
