@@ -70,8 +70,9 @@ def plan_shapes(
 def modalities(run: Run, num_devices: int, flops: int) -> dict[str, Any]:
   """The entry 'modalities' of a plan; {} for a run with text alone.
 
-  It has the shares of tokens, of FLOPs and of dropped rows. All tokens pass
-  through the same layers, but each token has only the logits of its modality.
+  It has the shares of tokens, of model FLOPs and of dropped rows. All tokens
+  pass through the same layers. Of the logits of a token, only those of its own
+  modality count.
 
   Args:
     run: the planned run.
