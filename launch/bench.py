@@ -56,8 +56,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   draw = add_verb('draw', 'drawing with guidance against without it')
   flags.add_checkpoint_flag(draw)
   draw.add_argument('--prompt', required=True, help='the sentence to draw')
-  text = 'pictures at a time; default %(default)s'
-  draw.add_argument('--num', type=int, default=96, help=text)
+  draw.add_argument('--num', type=int, default=96, help='pictures at a time')
   draw.add_argument('--guidance', type=float, default=2.0, help='not 1')
   _shared_flags(draw)
   _step_flags(add_verb('step', 'whole training steps'))

@@ -39,8 +39,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--guidance', type=float, default=2.0, help=text)
   text = '0 takes the most likely code each time, which draws blank pictures'
   add('--temperature', type=float, default=1.0, help=text)
-  text = 'draw from the k most likely codes; 0 for all'
-  add('--top_k', type=int, default=0, help=text)
+  add('--top_k', type=int, default=0, help='of the likeliest codes; 0 for all')
   text = 'draw K pictures for each one, and keep the one that the model itself'
   text += ' describes best by the sentence'
   add('--rerank', type=int, default=1, metavar='K', help=text)
