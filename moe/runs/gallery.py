@@ -1,8 +1,8 @@
 """Pictures for the report of a run: drawn, reconstructed and described ones.
 
 At each evaluation the run draws the same sentences again, with the same seed.
-At its end it describes and recognises held-out pictures. The pictures come from
-the folder with the codes, in which the image tokenizer lies.
+At its end it describes and recognises held-out pictures. They come from the
+folder of codes that also holds the image tokenizer.
 """
 
 import dataclasses
@@ -32,7 +32,8 @@ from moe.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
-# Numbers of sentences to draw, and of pictures to describe and to recognise.
+# Largest numbers of sentences to draw, and of pictures to describe and to
+# recognise.
 _DRAWN, _DESCRIBED, _RECOGNISED = 8, 12, 200
 # If there are more different names than this, they are not used as labels.
 _MAX_LABELS = 20
@@ -94,8 +95,8 @@ def with_gallery(
   """The evaluations of a run; the last one then makes the gallery.
 
   There is no gallery if the run has no image tokenizer, several processes, or
-  a router that needs later tokens, or if the codes of its held-out pictures are
-  not beside the tokenizer.
+  a router that needs later tokens, or if no evaluation `draw_<source>` has its
+  held-out codes beside the tokenizer.
 
   Args:
     run: the run.
