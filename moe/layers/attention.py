@@ -354,9 +354,8 @@ class Attention(nn.Module):
     q_BTNH = rotate(q_BTNH, mask.positions_BT, self.rope)
     k_BTKH = rotate(k_BTKH, mask.positions_BT, self.rope)
     if cache is None and self.returns_maps:
-      out_BTNH, kept = attention_maps.attend(
-        q_BTNH, k_BTKH, v_BTKH, visible(mask)
-      )
+      seen_BTS = visible(mask)
+      out_BTNH, kept = attention_maps.attend(q_BTNH, k_BTKH, v_BTKH, seen_BTS)
     elif cache is None:
       options = self.layout, self.kernel, self.longest_block
       out_BTNH = self_attend(q_BTNH, k_BTKH, v_BTKH, mask, *options)
