@@ -133,6 +133,8 @@ class Outputs(NamedTuple):
     metrics: name -> (sum, weight), which are arrays of any shape.
     ahead: [B, T, D] from which `head` predicts the token after the next one;
       None if the model does not predict it.
+    maps: attention weights [L, B, N, T, S] of all layers; None if the layers
+      do not return them.
   """
 
   hidden: Array
@@ -141,6 +143,7 @@ class Outputs(NamedTuple):
   losses: dict[str, Pair]
   metrics: dict[str, Pair]
   ahead: Array | None = None
+  maps: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

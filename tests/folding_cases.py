@@ -69,9 +69,9 @@ def batch(run, length=16, sizes=(16, 11)):
 
 
 @functools.cache
-def tiny():
+def tiny(**macros):
   """(run, functional, random parameters, state) of a tiny model."""
-  run = configured().run
+  run = configured(**macros).run
   functional, _, _ = run.functional(jax.devices()[:1])
   shapes = batch(run)
   params, state = jax.jit(lambda key: functional.init(key, shapes)[:2])(

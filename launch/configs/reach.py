@@ -21,6 +21,7 @@ GIVEN = {
   'output_scale': 'the stack gives it to its layers; set OUTPUT_INIT',
   'residual_scale': 'the model gives it to its blocks; set PARAMETRISATION',
   'router_scale': 'the model gives it to its layers; set PARAMETRISATION',
+  'returns_maps': 'a folding model gives it to its trunk; set READS_ATTENTION',
 }
 
 

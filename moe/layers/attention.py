@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from moe import axes, bounds
-from moe.layers import kernels
+from moe.layers import attention_maps, kernels
 from moe.layers.anatomy import AttentionAnatomy
 from moe.layers.norm import RMSNorm
 from moe.layers.position import Rope, rotate
@@ -276,6 +276,8 @@ class Attention(nn.Module):
     layout: mesh axes by use.
     dtype: compute dtype; parameters are float32.
     output_scale: factor of the initial values of the last matrix.
+    returns_maps: whether a call without a cache returns its attention weights.
+      It then runs in plain XLA.
   """
 
   num_heads: int
@@ -289,6 +291,7 @@ class Attention(nn.Module):
   layout: Layout = Layout()
   dtype: jnp.dtype = jnp.float32
   output_scale: float = 1.0
+  returns_maps: bool = False
 
   def __post_init__(self):
     check_sizes(self, ('num_heads', 'num_kv_heads', 'head_dim'))
@@ -323,11 +326,12 @@ class Attention(nn.Module):
     x_BTD: Array,
     mask: MaskSpec,
     cache: tuple[Array, Array] | None = None,
-  ) -> tuple[Array, tuple[Array, Array] | None]:
+  ) -> tuple[Array, tuple[Array, Array] | Array | None]:
     """Attends to the batch; with a cache, to the cached tokens and the batch.
 
     Returns:
-      ([B, T, D], updated (k_BSKH, v_BSKH) or None).
+      ([B, T, D], updated (k_BSKH, v_BSKH)). Without a cache, the second result
+      is the attention weights [B, N, T, S] or None, see `returns_maps`.
 
     Raises:
       ValueError: if num_kv_heads does not divide num_heads.
@@ -349,23 +353,19 @@ class Attention(nn.Module):
       k_BTKH = norm('key_norm')(k_BTKH)
     q_BTNH = rotate(q_BTNH, mask.positions_BT, self.rope)
     k_BTKH = rotate(k_BTKH, mask.positions_BT, self.rope)
-    if cache is None:
-      out_BTNH = self_attend(
-        q_BTNH,
-        k_BTKH,
-        v_BTKH,
-        mask,
-        self.layout,
-        self.kernel,
-        self.longest_block,
-      )
+    if cache is None and self.returns_maps:
+      seen_BTS = visible(mask)
+      out_BTNH, kept = attention_maps.attend(q_BTNH, k_BTKH, v_BTKH, seen_BTS)
+    elif cache is None:
+      options = self.layout, self.kernel, self.longest_block
+      out_BTNH = self_attend(q_BTNH, k_BTKH, v_BTKH, mask, *options)
+      kept = None
     else:
       write = lambda old_BSKH, new_BTKH: jax.lax.dynamic_update_slice_in_dim(
         old_BSKH, new_BTKH.astype(old_BSKH.dtype), mask.index, axis=1
       )
-      keys, values = write(cache[0], k_BTKH), write(cache[1], v_BTKH)
-      cache = keys, values
-      out_BTNH = attend(q_BTNH, keys, values, mask)
+      kept = write(cache[0], k_BTKH), write(cache[1], v_BTKH)
+      out_BTNH = attend(q_BTNH, *kept, mask)
     D = x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
       self.output_scale**2,
@@ -381,7 +381,7 @@ class Attention(nn.Module):
       jnp.float32,
     )
     y_BTD = einsum('BTNH,NHD->BTD', out_BTNH, w_NHD.astype(self.dtype))
-    return y_BTD, cache
+    return y_BTD, kept
 
   def _project(self, name: str, x_BTD: Array, heads: int) -> Array:
     D, H = x_BTD.shape[-1], self.head_dim

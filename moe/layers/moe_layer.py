@@ -80,18 +80,19 @@ def check_groups(
     )
 
 
-def tokens_per_group(sequence_length: int) -> int:
-  """The default number M of tokens per group; it does not depend on devices.
+def tokens_per_group(sequence_length: int, context: int = 1) -> int:
+  """The default number M of tokens per group; small groups drop many tokens.
 
-  Returns:
-    The greatest divisor of the sequence length from 128 to 1024. If there is
-    none, the length itself, since small groups drop many tokens.
+  Args:
+    sequence_length: tokens per sequence.
+    context: devices that divide a sequence; a group lies on one of them. The
+      result ignores a number that does not divide the sequence evenly.
   """
-  meaning = 'tokens per sequence'
-  bounds.at_least(1, 'sequence_length', sequence_length, meaning)
-  sizes = range(min(128, sequence_length), min(1024, sequence_length) + 1)
-  divisors = [size for size in sizes if sequence_length % size == 0]
-  return max(divisors, default=sequence_length)
+  bounds.at_least(1, 'sequence_length', sequence_length, 'tokens')
+  is_divided = context > 1 and sequence_length % context == 0
+  length = sequence_length // context if is_divided else sequence_length
+  sizes = range(min(128, length), min(1024, length) + 1)
+  return max((M for M in sizes if length % M == 0), default=length)
 
 
 class MoE(nn.Module):

@@ -90,8 +90,11 @@ class Block(nn.Module):
     info: TokenInfo,
     cache: tuple[Array, Array] | None,
     train: bool,
-  ) -> tuple[Array, tuple[Array, Array] | None, LayerOutputs]:
-    """Returns ([B, T, D], updated cache, losses and metrics)."""
+  ) -> tuple[Array, tuple[Array, Array] | Array | None, LayerOutputs]:
+    """Returns ([B, T, D], what attention keeps, losses and metrics).
+
+    Attention keeps the updated cache or its weights, see `Attention`.
+    """
     norm = lambda name: RMSNorm(
       axes.EMBED, self.norm_epsilon, self.dtype, name=name
     )
@@ -107,7 +110,7 @@ class Block(nn.Module):
       output_scale=self.output_scale,
       name='attention',
     )
-    y_BTD, cache = attention(norm('attention_norm')(x_BTD), mask, cache)
+    y_BTD, kept = attention(norm('attention_norm')(x_BTD), mask, cache)
     y_BTD = self._scaled(y_BTD)
     x_BTD = constrain(x_BTD + dropout('attention_dropout')(y_BTD))
     x_BTD = checkpoint_name(x_BTD, 'attention_residual')
@@ -126,7 +129,7 @@ class Block(nn.Module):
       y_BTD = self._dense()(y_BTD)
     y_BTD = self._scaled(y_BTD)
     x_BTD = constrain(x_BTD + dropout('feed_forward_dropout')(y_BTD))
-    return x_BTD, cache, outputs
+    return x_BTD, kept, outputs
 
   def _scaled(self, y_BTD: Array) -> Array:
     """Multiplies the output of a residual branch by `residual_scale`."""

@@ -192,7 +192,7 @@ class Decoder(nn.Module):
     mask = mask_spec(batch, cache)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
     stack = self._stack(layout=self.layout, dtype=dtype, name='stack')
-    x_BTD, layers, losses, metrics = stack(
+    x_BTD, kept, losses, metrics = stack(
       x_BTD, mask, info, None if cache is None else cache.layers, train
     )
     hidden = RMSNorm(axes.EMBED, self.norm_epsilon, dtype, name='last_norm')(
@@ -210,13 +210,14 @@ class Decoder(nn.Module):
       )(x_BTD, embed(following(batch.tokens)), mask, info, train)
     if not self.tie_embeddings:
       embedding.OutputHead(self.vocab_size, self.d_model, name='output')()
-    if cache is not None:
-      cache = Cache(
-        mask.key_segments_BS,
-        mask.key_blocks_BS,
-        cache.index + batch.tokens.shape[1],
-        layers,
-      )
+    if cache is None:
+      return Outputs(hidden, {}, None, losses, metrics, ahead, kept)
+    cache = Cache(
+      mask.key_segments_BS,
+      mask.key_blocks_BS,
+      cache.index + batch.tokens.shape[1],
+      kept,
+    )
     return Outputs(hidden, {}, cache, losses, metrics, ahead)
 
   def _stack(self, **options: PyTree) -> Stack:

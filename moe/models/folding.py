@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from moe import axes, bounds
-from moe.layers import pairs
+from moe.layers import attention_maps, pairs
+from moe.layers.attention import Attention
 from moe.layers.linear import LayerNorm, Linear
 from moe.layers.structure import Structure, StructureModule
 from moe.modalities import ids, rigid, torsions
@@ -72,12 +73,18 @@ class Folded(NamedTuple):
   recycled: Recycled
 
 
-def with_whole_rows(trunk: Decoder) -> Decoder:
-  """Returns a trunk whose attention reads a row of any length as one block."""
+def trunk_for_chains(trunk: Decoder, returns_maps: bool) -> Decoder:
+  """Returns a trunk whose attention reads a row of any length as one block.
+
+  Args:
+    trunk: the trunk.
+    returns_maps: whether it also returns the maps of its attention.
+  """
   stack = trunk.stack(parent=None)
-  attention = functools.partial(
-    stack.block(parent=None).attention, longest_block=_ANY_LENGTH
-  )
+  options = {'longest_block': _ANY_LENGTH}
+  if returns_maps:
+    options['returns_maps'] = True
+  attention = functools.partial(stack.block(parent=None).attention, **options)
   block = functools.partial(stack.block, attention=attention)
   return trunk.clone(stack=functools.partial(trunk.stack, block=block))
 
@@ -211,6 +218,9 @@ class Folding(nn.Module):
     num_blocks: number of folding blocks.
     width: D, the width of residues in folding blocks.
     pair_width: Z, the width of pairs.
+    reads_attention: whether pairs also read the attention maps of all layers
+      and heads of the trunk, through one linear layer. Kernels other than plain
+      XLA compute no maps.
     remat: with 'full' the backward pass computes each folding block again; with
       'none' all activations are kept.
     dtype: compute dtype of the folding blocks; the structure is float32.
@@ -222,6 +232,7 @@ class Folding(nn.Module):
   num_blocks: int
   width: int
   pair_width: int
+  reads_attention: bool = False
   remat: str = 'full'
   dtype: str = 'float32'
 
@@ -238,10 +249,18 @@ class Folding(nn.Module):
     """Raises ValueError if a size of a part is out of range."""
     self.trunk.anatomy()
     block = self.trunk.stack(parent=None).block(parent=None)
-    limit = block.attention(parent=None).longest_block
+    attention = block.attention(parent=None)
+    limit = attention.longest_block
     if limit:
       rule = 'must be 0: a folding model takes the length of the row instead.'
       raise bounds.OutOfRange('LONGEST_BLOCK', limit, rule)
+    if self.reads_attention and not isinstance(attention, Attention):
+      name = type(attention).__name__
+      rule = "must be 'Attention' with READS_ATTENTION: only it returns maps."
+      raise bounds.OutOfRange('ATTENTION', name, rule)
+    if self.reads_attention and attention.kernel != 'xla':
+      rule = "must be 'xla' with READS_ATTENTION: fused kernels make no maps."
+      raise bounds.OutOfRange('ATTENTION_KERNEL', attention.kernel, rule)
     self.block(parent=None)
     self.structure(parent=None).attention(parent=None)
 
@@ -267,7 +286,17 @@ class Folding(nn.Module):
     by_pair += 4 * heads * block.triangle_head_dim
     rows = length // pairs.num_parts((1, length, length), max(1, heads))
     # The softmax holds the scores twice.
-    return length**2 * (by_pair + 2 * heads * rows)
+    by_pair += 2 * heads * rows
+    # Maps exist before and after their correction. The blocks begin after that.
+    return length**2 * max(by_pair, 2 * self._num_maps())
+
+  def _num_maps(self) -> int:
+    """Number of attention maps that pairs read: one for each layer and head."""
+    if not self.reads_attention:
+      return 0
+    stack = self.trunk.stack(parent=None)
+    attention = stack.block(parent=None).attention(parent=None)
+    return stack.num_layers * attention.num_heads
 
   def setup(self):
     """Makes the submodules."""
@@ -276,6 +305,8 @@ class Folding(nn.Module):
     self.state_in = Linear((D,), (axes.EMBED, None), dtype=dtype)
     self.pair_in = Linear((2, Z), (axes.EMBED, None, axes.LATENT), dtype=dtype)
     self.relative = PairTable(2 * MAX_RELATIVE + 1, Z, dtype)
+    if self.reads_attention:
+      self.maps_in = Linear((Z,), (None, axes.LATENT), dtype=dtype)
     self.folder = Folder(
       self.block, self.structure, self.num_blocks, self.remat, dtype
     )
@@ -296,6 +327,9 @@ class Folding(nn.Module):
     )
     pair_BIJZ = both[:, :, None, 0] + both[:, None, :, 1]
     pair_BIJZ += self.relative(apart + MAX_RELATIVE)
+    if self.reads_attention:
+      maps = attention_maps.corrected(outputs.maps, batch['valid'])
+      pair_BIJZ += self.maps_in(maps)
     return self.state_in(hidden), pair_BIJZ, outputs
 
   def fold(

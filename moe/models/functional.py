@@ -9,7 +9,7 @@ import jax
 from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
 from moe.models.decoder import Decoder
-from moe.models.folding import Folded, Folding, Recycled, with_whole_rows
+from moe.models.folding import Folded, Folding, Recycled, trunk_for_chains
 from moe.types import (
   Array,
   Batch,
@@ -260,5 +260,6 @@ def make_folding_functional(
   module: Folding, rules: Rules, layout: Layout
 ) -> FoldingFunctional:
   """Makes a folding model's functions; MoE layers use the axes of `layout`."""
-  trunk = with_whole_rows(module.trunk).clone(layout=layout)
+  trunk = trunk_for_chains(module.trunk, module.reads_attention)
+  trunk = trunk.clone(layout=layout)
   return FoldingFunctional(module.clone(trunk=trunk), rules)

@@ -78,7 +78,7 @@ class Period(nn.Module):
     info: TokenInfo,
   ) -> tuple[Array, tuple]:
     """Runs a period; `nn.scan` fixes the order of arguments and results."""
-    caches = []
+    kept = []
     outputs = LayerOutputs({}, {})
     for i, is_sparse in enumerate(self.kinds):
       block = self.block(
@@ -88,13 +88,12 @@ class Period(nn.Module):
         name=f'block_{i}',
       )
       layer_cache = None if cache is None else cache[i]
-      x_BTD, layer_cache, outputs = block(
+      x_BTD, of_layer, outputs = block(
         x_BTD, mask, info, layer_cache, self.train
       )
-      caches.append(layer_cache)
+      kept.append(of_layer)
     state_BTD = x_BTD if self.keeps_state else None
-    caches = None if cache is None else tuple(caches)
-    return x_BTD, (caches, outputs, state_BTD)
+    return x_BTD, (tuple(kept), outputs, state_BTD)
 
 
 class Stack(nn.Module):
@@ -211,7 +210,13 @@ class Stack(nn.Module):
     cache: PyTree | None,
     train: bool,
   ) -> tuple[Array, PyTree | None, dict[str, Pair], dict[str, Pair]]:
-    """Returns ([B, T, D], cache, mean losses, metrics by sparse layer)."""
+    """Runs all blocks.
+
+    Returns:
+      ([B, T, D], what attention keeps, mean losses, metrics by sparse layer).
+      Attention keeps the updated cache. Without a cache, it is the attention
+      maps [L, B, N, T, S], if the attention layers return them, or None.
+    """
     policy, make_block = self.policy(), self.scaled_block()
     prefix = []
     for i in range(self.num_dense_prefix):
@@ -222,10 +227,10 @@ class Stack(nn.Module):
       run = lambda block, *inputs: block(*inputs, train)
       if policy:
         run = nn.remat(run, policy=policy)
-      x_BTD, layer_cache, _ = run(block, x_BTD, mask, info, layer_cache)
-      prefix.append(layer_cache)
+      x_BTD, kept, _ = run(block, x_BTD, mask, info, layer_cache)
+      prefix.append(kept)
     if not self.num_periods():
-      return x_BTD, cache and {'prefix': tuple(prefix), 'periods': ()}, {}, {}
+      return x_BTD, _joined(cache, prefix, ()), {}, {}
     # If recomputation and forward pass are in the same part of the program, the
     # compiler may merge them and keep all tensors. `prevent_cse` prevents this.
     # If each iteration of the loop runs one period, recomputation and forward
@@ -253,16 +258,13 @@ class Stack(nn.Module):
       name='periods',
     )
     scanned = None if cache is None else cache['periods']
-    x_BTD, (scanned, outputs, x_LBTD) = period(x_BTD, scanned, mask, info)
+    x_BTD, (kept, outputs, x_LBTD) = period(x_BTD, scanned, mask, info)
     if self.mixes_states:
       x_BTD = self._mixed(x_LBTD)
     # Sums and weights are averaged over layers. The weight is the same in each
     # layer, so sum / weight is the mean loss.
     losses = jax.tree.map(lambda a_L: a_L.mean(axis=0), outputs.losses)
-    new_cache = None
-    if cache is not None:
-      new_cache = {'prefix': tuple(prefix), 'periods': scanned}
-    return x_BTD, new_cache, losses, outputs.metrics
+    return x_BTD, _joined(cache, prefix, kept), losses, outputs.metrics
 
   def _mixed(self, x_LBTD: Array) -> Array:
     """The mean over periods with learned weights, which are equal at first."""
@@ -290,3 +292,23 @@ class Stack(nn.Module):
   def policy(self) -> Callable | None:
     """The rule that selects tensors to keep for the backward pass, or None."""
     return REMAT_POLICIES.get(self.remat)
+
+
+def _joined(
+  cache: PyTree | None, prefix: list[PyTree], periods: tuple[PyTree, ...]
+) -> PyTree | None:
+  """Joins what the attention layers keep, see `Stack.__call__`.
+
+  Args:
+    cache: the old cache.
+    prefix: what each layer of the prefix keeps.
+    periods: what each layer of a period keeps; arrays have a leading dim, with
+      an entry for each period.
+  """
+  if cache is not None:
+    return {'prefix': tuple(prefix), 'periods': periods}
+  maps = [kept[None] for kept in prefix if kept is not None]
+  if periods and periods[0] is not None:
+    stacked = jnp.stack(periods, axis=1)
+    maps.append(stacked.reshape(-1, *stacked.shape[2:]))
+  return jnp.concatenate(maps) if maps else None

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import numpy as np
 import pytest
 
 from launch import fold, proteins, train
@@ -73,6 +74,38 @@ def test_a_trained_model_folds_sequences(place, capsys):
   page = (place / 'out' / 'index.html').read_text()
   assert 'hold the backbone only' in page
   assert 'not measured' in page and 'src="http' not in page
+
+
+@pytest.mark.slow
+def test_a_long_chain_is_folded(place):
+  # Its row has 512 places, and attention computes such a row in parts.
+  sequence = 'ACDEFGHIKL' * 26
+  code = fold.main([
+    f'--checkpoint={place}/run',
+    f'--sequence={sequence}',
+    f'--out={place}/long',
+    '--recycles=0',
+  ])  # fmt: skip
+  assert code == 0
+  (chain,) = structure_files.read(place / 'long' / 'sequence.cif')
+  assert chain.sequence == sequence and chain.mask[:, :4].all()
+  assert np.isfinite(chain.atoms).all() and np.abs(chain.atoms).max() > 1
+
+
+@pytest.mark.slow
+def test_secondary_structure_is_read_from_the_trunk(place, capsys):
+  code = proteins.main([
+    'secondary',
+    f'--checkpoint={place}/run',
+    '--split=train',
+  ])  # fmt: skip
+  assert code == 0
+  lines = capsys.readouterr().out.splitlines()
+  (majority,) = [line for line in lines if line.startswith('Q3, majority')]
+  assert any(line.startswith('Q3, trunk') for line in lines)
+  assert any(line.startswith('Q3, window') for line in lines)
+  # All chains are helices, except for their ends.
+  assert float(majority.split()[2]) > 0.5
 
 
 @pytest.mark.nightly

@@ -335,6 +335,21 @@ def test_a_group_is_by_default_an_even_part_of_a_sequence(length, size):
   assert moe_layer.tokens_per_group(length) == size
 
 
+@pytest.mark.parametrize(
+  ('length', 'context', 'size'),
+  [
+    (256, 2, 128),
+    (16, 2, 8),
+    (4096, 2, 1024),
+    (2048, 4, 512),
+    (16, -1, 16),
+    (15, 2, 15),
+  ],
+)
+def test_a_group_is_by_default_on_one_device(length, context, size):
+  assert moe_layer.tokens_per_group(length, context) == size
+
+
 def divided(sizes):
   """(number of devices that divide the batch, number that divide a row)."""
   return sizes.get('data', 1), sizes.get('context', 1)

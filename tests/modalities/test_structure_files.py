@@ -1,6 +1,7 @@
 """Chains that we read from files are compared with those that gemmi reads."""
 
 import gzip
+import io
 import logging
 
 import gemmi
@@ -85,6 +86,43 @@ def test_of_alternatives_the_one_with_the_highest_occupancy_is_read():
   assert set(atoms.res_name) == {'PRO'}
 
 
+def binary_column(column):
+  """A column of BinaryCIF with the values of a column of mmCIF."""
+  from biotite.structure.io import pdbx
+
+  values, mask = column.as_array(), None
+  if all(value.lstrip('-').isdigit() for value in values):
+    values = values.astype(np.int32)
+  if column.mask is not None:
+    mask = pdbx.BinaryCIFData(column.mask.array)
+  return pdbx.BinaryCIFColumn(pdbx.BinaryCIFData(values), mask)
+
+
+@protein_data.has_data
+def test_a_binary_file_is_read_as_the_same_text(tmp_path):
+  from biotite.structure.io import pdbx
+
+  text = gzip.decompress((RAW / '1aki.cif.gz').read_bytes()).decode()
+  block = pdbx.CIFFile.read(io.StringIO(text)).block
+  categories = {
+    name: pdbx.BinaryCIFCategory(
+      {key: binary_column(column) for key, column in block[name].items()}
+    )
+    for name in ('atom_site', 'pdbx_poly_seq_scheme')
+  }
+  file = pdbx.BinaryCIFFile({'1AKI': pdbx.BinaryCIFBlock(categories)})
+  file.write(tmp_path / '1aki.bcif')
+  path = tmp_path / '1aki.bcif.gz'
+  path.write_bytes(gzip.compress((tmp_path / '1aki.bcif').read_bytes()))
+  wanted = structure_files.read(RAW / '1aki.cif.gz')
+  for one in (tmp_path / '1aki.bcif', path):
+    for chain, known in zip(structure_files.read(one), wanted, strict=True):
+      assert chain.name == known.name and chain.sequence == known.sequence
+      np.testing.assert_array_equal(chain.numbers, known.numbers)
+      np.testing.assert_array_equal(chain.mask, known.mask)
+      np.testing.assert_array_equal(chain.atoms, known.atoms)
+
+
 @protein_data.has_data
 def test_a_ligand_is_no_chain():
   assert structure_files.read(RAW / 'hetatm.pdb.gz') == []
@@ -110,6 +148,23 @@ def test_a_gap_in_space_and_numbers_is_kept_as_a_gap(tmp_path):
   (chain,) = structure_files.read(pdb(tmp_path, *rows))
   assert chain.sequence == 'AGS' and chain.numbers.tolist() == [0, 1, 4]
   assert protein.num_breaks(chain) == 1
+
+
+def test_of_alternatives_with_equal_occupancy_the_first_is_read(tmp_path):
+  path = pdb(tmp_path, (1, 'ALA', 0), (2, 'GLY', 4))
+  lines = []
+  for line in path.read_text().splitlines(keepends=True):
+    if ' CA  ALA' in line:
+      half = line.replace('  1.00  ', '  0.50  ')
+      first = half.replace(' CA  ALA', ' CA AALA')
+      other = half.replace(' CA  ALA', ' CA BALA')
+      lines += [first, other.replace('   1.300', '   1.900')]
+    else:
+      lines.append(line)
+  assert len(lines) == 2 * 3 + 2
+  path.write_text(''.join(lines))
+  (chain,) = structure_files.read(path)
+  np.testing.assert_allclose(chain.atoms[0, 1], [1.3, 0, 0], atol=1e-3)
 
 
 def test_the_first_of_several_models_is_read_and_said_so(tmp_path, caplog):

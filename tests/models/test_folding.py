@@ -4,11 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from moe.layers import attention
+from moe.layers import attention, attention_maps
 from moe.objectives.folding import fold_again
 from tests import folding_cases
 
 pytestmark = pytest.mark.slow
+
+MAPS = {'READS_ATTENTION': True, 'ATTENTION_KERNEL': "'xla'"}
 
 
 @pytest.fixture(scope='module')
@@ -30,6 +32,38 @@ def test_padding_does_not_move_a_chain(fold):
   np.testing.assert_allclose(
     long.distogram[:, :11, :11], short.distogram[:, :11, :11], atol=1e-4
   )
+
+
+def test_pairs_read_the_maps_of_all_layers_and_heads():
+  run, functional, params, state = folding_cases.tiny(**MAPS)
+  batch = folding_cases.batch(run)
+  read = jax.jit(lambda p: functional.read(p, state, batch, None, False)[1:])
+  pair, outputs = read(params)
+  maps = attention_maps.corrected(outputs.maps, batch['valid'])
+  assert maps.shape == (2, 16, 16, 2 * 2)  # Two layers have two heads each.
+  layer = params['maps_in']
+  without = params | {'maps_in': jax.tree.map(np.zeros_like, layer)}
+  np.testing.assert_allclose(
+    pair - read(without)[0],
+    maps @ layer['kernel'] + layer['bias'],
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
+def test_padding_does_not_change_maps():
+  run, functional, params, state = folding_cases.tiny(**MAPS)
+  read = jax.jit(lambda b: functional.read(params, state, b, None, False)[1])
+  short = read(folding_cases.batch(run, 16, (11, 11)))
+  long = read(folding_cases.batch(run, 24, (11, 11)))
+  np.testing.assert_allclose(long[:, :11, :11], short[:, :11, :11], atol=1e-4)
+
+
+@pytest.mark.parametrize('kernel', ['auto', 'fused'])
+def test_maps_are_refused_for_a_kernel_that_makes_none(kernel):
+  macros = MAPS | {'ATTENTION_KERNEL': f"'{kernel}'"}
+  with pytest.raises(ValueError, match=f"ATTENTION_KERNEL='{kernel}' must be"):
+    folding_cases.configured(**macros)
 
 
 def test_a_chain_alone_folds_as_in_a_batch(fold):
@@ -94,8 +128,17 @@ def test_a_limit_for_blocks_is_refused():
     folding_cases.configured(LONGEST_BLOCK=8)
 
 
-def test_the_memory_of_a_pass_is_about_that_of_the_compiler():
-  run = folding_cases.configured(TRIANGLE_HEADS=4).run
+@pytest.mark.parametrize(
+  'macros',
+  [
+    {'TRIANGLE_HEADS': 4},
+    # With 256 maps, their memory is the largest part.
+    MAPS | {'NUM_LAYERS': 8, 'NUM_HEADS': 32},
+  ],
+  ids=['triangle attention', 'attention maps'],
+)
+def test_the_memory_of_a_pass_is_about_that_of_the_compiler(macros):
+  run = folding_cases.configured(**macros).run
   functional, _, _ = run.functional(jax.devices()[:1])
   batch = folding_cases.batch(run, 128, (128,))
   params, state = jax.eval_shape(

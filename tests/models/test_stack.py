@@ -129,6 +129,41 @@ def test_a_scanned_stack_equals_a_loop_over_its_parameters():
   jax.tree.map(close, losses, means)
 
 
+def test_a_stack_returns_the_maps_of_its_layers_in_their_order():
+  attention = functools.partial(BLOCK.keywords['attention'], returns_maps=True)
+  block = functools.partial(BLOCK, attention=attention)
+  stack = Stack(block, 3, moe_every=2, num_dense_prefix=1)
+  params = make_params(stack)
+  x_BTD, mask, info = arguments()
+
+  @jax.jit
+  def found(params):
+    y_BTD, maps, _, _ = stack.apply(
+      {'params': params}, x_BTD, mask, info, None, False
+    )
+    return y_BTD, maps
+
+  @jax.jit
+  def one_by_one(params):
+    (period,) = range(stack.num_periods())
+    of_period = jax.tree.map(lambda a_L: a_L[period], params['periods'])
+    layers = params['prefix_0'], of_period['block_0'], of_period['block_1']
+    y_BTD, maps = x_BTD, []
+    for is_sparse, layer in zip((False, False, True), layers, strict=True):
+      y_BTD, kept, _ = block(is_sparse=is_sparse).apply(
+        {'params': layer}, y_BTD, mask, info, None, False
+      )
+      maps.append(kept)
+    return y_BTD, jnp.stack(maps)
+
+  both = zip(found(params), one_by_one(params), strict=True)
+  for got, wanted in both:
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+  plain = Stack(BLOCK, 3, moe_every=2, num_dense_prefix=1)
+  (_, kept, _, _), _ = shapes(plain)
+  assert kept is None
+
+
 def gradients(remat):
   x_BTD, mask, info = arguments()
   stack = Stack(BLOCK, 2, remat=remat)
