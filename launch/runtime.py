@@ -239,6 +239,8 @@ def set_up_jax() -> None:
     keep_freed_memory()
   stop_signals.listen()
   processes.initialize()
+  if not processes.is_first():
+    sys.stdout = io.StringIO()  # Only process 0 prints results.
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)

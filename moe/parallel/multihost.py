@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +80,16 @@ def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
 
   shape = (num_parts * size, *rows.shape[1:])
   return jax.make_array_from_callback(shape, sharding, held)
+
+
+def whole(array: Array) -> np.ndarray:
+  """Fetches an array of which other processes may hold parts.
+
+  All processes must call this, and each of them gets the whole array.
+  """
+  if jax.process_count() == 1 or array.is_fully_addressable:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)
 
 
 def total(

@@ -80,6 +80,7 @@ class Opened(NamedTuple):
       which of these values a resumed run must have, too.
     start: makes the state of a new run.
     write_results: writes files after the last step, in the first process.
+    write_samples: writes samples after the last step, with all processes.
   """
 
   reader: Reader
@@ -87,6 +88,7 @@ class Opened(NamedTuple):
   meta: dict[str, Any]
   start: Callable[[], state.TrainState]
   write_results: Callable[[], None]
+  write_samples: Callable[[], None] = lambda: None
 
 
 def train(
@@ -140,7 +142,10 @@ def train(
       for name, text in attempt.texts.items():
         atomic_files.write_file(os.path.join(workdir, name), text)
     code = _train(attempt, opened, checkpointer, meta, ts, spent, begin)
-    # Results need no other process, so process 0 writes them alone.
+    if code == 0:
+      with spent.spent('reporting'):
+        opened.write_samples()
+    # The other results need one process.
     if code == 0 and is_first:
       with spent.spent('reporting'):
         opened.write_results()

@@ -1,20 +1,26 @@
-"""A training run may write samples at its end."""
+"""A training run writes samples at its end."""
 
-import logging
+import json
 import types
 
-from moe.runs import trained, training
+import pytest
+
+from moe.runs import training
 
 
-def test_a_run_of_several_processes_writes_no_samples(
-  monkeypatch, tmp_path, caplog
+@pytest.mark.parametrize('process', [0, 1])
+def test_all_processes_write_the_samples_and_one_saves_them(
+  monkeypatch, tmp_path, process
 ):
-  def read_back(run, place):
-    raise AssertionError('this would wait for the other processes')
-
-  caplog.set_level(logging.INFO, 'moe')
+  made, samples = [], [{'prompt': '春', 'text': '春曉'}]
   monkeypatch.setattr('jax.process_count', lambda: 2)
-  monkeypatch.setattr(trained, 'read_back', read_back)
-  run = types.SimpleNamespace(prompts=('春',))
-  assert training.samples_of(run, str(tmp_path)) == []
-  assert 'no samples' in caplog.text
+  monkeypatch.setattr('jax.process_index', lambda: process)
+  monkeypatch.setattr(
+    training, 'samples_of', lambda run, place: made.append(place) or samples
+  )
+  job = types.SimpleNamespace(run=None, workdir=str(tmp_path))
+  training._write_samples(job)
+  assert made == [str(tmp_path)]
+  path = tmp_path / 'samples.json'
+  assert path.exists() == (process == 0)
+  assert process or json.loads(path.read_text()) == samples
