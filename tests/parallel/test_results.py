@@ -1,19 +1,39 @@
-"""Several processes give the samples and the scores of one process."""
+"""Several processes give the samples, scores and logs of one process."""
 
 import json
 
 import pytest
 
+from moe.train import record_log
 from tests.parallel.cluster import started
-from tests.parallel.test_training import ended, started_run
+from tests.parallel.test_training import FLAGS, ended, started_run
 
 # A short run that writes samples. Later flags override earlier ones.
 SHORT = [
   '--gin.TRAIN_STEPS=4',
   '--gin.SAVE_PERIOD=4',
   '--gin.EVAL_PERIOD=0',
+  '--gin.run.Data.max_bad_fraction=0.5',
   "--gin.PROMPTS=('春',)",
 ]
+
+# A program in which only process 1 cannot read one of ten records.
+UNREADABLE = """
+import os, sys
+from launch import train
+from moe.data import store
+read = store.Store.read
+def read_most(self, indices, on_error=None):
+  found = read(self, indices, on_error)
+  for place, index in enumerate(indices):
+    if on_error and index % 10 == 9:
+      on_error(int(index), ValueError('unreadable'))
+      found[place] = None
+  return found
+if os.environ['PROCESS_ID'] == '1':
+  store.Store.read = read_most
+sys.exit(train.main(sys.argv[1:]))
+"""
 
 
 def printed(arguments, num_processes):
@@ -32,8 +52,17 @@ def run_of_two(tmp_path_factory, cache_dir):
   """The work directory of a run that used two processes."""
   pytest.importorskip('seqio')
   workdir = tmp_path_factory.mktemp('results') / 'run'
-  ended(started_run(workdir, 2, SHORT))
+  arguments = ['-c', UNREADABLE, *FLAGS, *SHORT, f'--workdir={workdir}']
+  ended(started(arguments, 2, 4))
   return workdir
+
+
+@pytest.mark.nightly
+def test_bad_records_of_process_1_are_in_the_log(run_of_two):
+  entries = record_log.read(run_of_two / 'quarantine.jsonl')
+  assert entries and all(entry['record'] % 10 == 9 for entry in entries)
+  steps = [entry['step'] for entry in entries]
+  assert steps == sorted(steps) and steps[-1] <= 4
 
 
 @pytest.mark.nightly
@@ -67,3 +96,23 @@ def test_two_processes_print_the_scores_of_one_once(run_of_two):
   found, wanted = json.loads(first), json.loads(expected)
   assert found['nats'] == pytest.approx(wanted['nats'], rel=1e-5)
   assert found.keys() == wanted.keys()
+
+
+# A program in which each process gives as many entries as its number.
+GATHERED = """
+import json
+from moe.parallel import processes
+processes.initialize()
+import jax
+from moe.parallel import multihost
+number = jax.process_index()
+entries = [{'text': '春', 'number': number}] * number
+print(json.dumps(multihost.gathered(entries)))
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_get_the_entries_of_all():
+  entry = {'text': '春', 'number': 1}
+  for text in printed(['-c', GATHERED], 2):
+    assert json.loads(text) == [entry]
