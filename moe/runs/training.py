@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from moe import atomic_files
-from moe.checkpoint import listing
+from moe.checkpoint import foreign, listing
 from moe.data.cache_dir import default_cache_dir
 from moe.data.store import VOCABULARY
 from moe.modalities.ids import IdSpace
@@ -52,7 +52,9 @@ class Job:
   description: str
 
 
-def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
+def prepare(
+  run: Run, workdir: str, differences: Sequence[str], is_safe: bool = False
+) -> Job:
   """Checks the names of a run, and builds its program without any array.
 
   Args:
@@ -60,10 +62,14 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
     workdir: directory of the run, from `preflight.open_workdir`.
     differences: sentences that say how the settings differ from the
       configuration in the work directory.
+    is_safe: whether INITIAL_CHECKPOINT may come from a stranger. Then its files
+      are checked before they are read.
 
   Raises:
     ValueError: if a name or a size does not fit.
   """
+  if is_safe and run.initial.checkpoint:
+    foreign.check(run.initial.checkpoint)
   steps_dir = listing.steps_dir(workdir)
   preflight.check_names(run, workdir, steps_dir, differences)
   program = build.build(run)

@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from moe.runs import training
+from moe.checkpoint import foreign
+from moe.runs import preflight, training
 
 
 @pytest.mark.parametrize('process', [0, 1])
@@ -24,3 +25,23 @@ def test_all_processes_write_the_samples_and_one_saves_them(
   path = tmp_path / 'samples.json'
   assert path.exists() == (process == 0)
   assert process or json.loads(path.read_text()) == samples
+
+
+@pytest.mark.parametrize('is_safe', [False, True])
+def test_a_safe_run_checks_its_initial_checkpoint_first(
+  monkeypatch, tmp_path, is_safe
+):
+  class Over(Exception):
+    pass
+
+  def check_names(*_):
+    raise Over
+
+  checked = []
+  monkeypatch.setattr(foreign, 'check', checked.append)
+  monkeypatch.setattr(preflight, 'check_names', check_names)
+  initial = types.SimpleNamespace(checkpoint='theirs')
+  run = types.SimpleNamespace(initial=initial)
+  with pytest.raises(Over):
+    training.prepare(run, str(tmp_path), (), is_safe)
+  assert checked == ['theirs'] * is_safe
