@@ -162,7 +162,10 @@ def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
   reader, evaluations = build.open_data(
     run, program, directory, found, job.workdir
   )
-  evaluations = gallery.with_gallery(run, program, job.workdir, evaluations)
+  vocabulary = os.path.join(directory, VOCABULARY)
+  evaluations = gallery.with_gallery(
+    run, program, job.workdir, vocabulary, evaluations
+  )
   hashes = _id_hashes(reader.vocab_sha256, reader.ids)
   held_out = build.held_out_hashes(run, found)
   first = next(iter(held_out.items()), None)
