@@ -50,7 +50,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   _shared_flags(pairs)
   _step_flags(add_verb('step', 'whole training steps'))
   saves = add_verb('checkpoints', 'saves, checks and resumed runs')
-  flags.add_gin_flags(saves, help='default: a model with 100M parameters')
+  flags.add_gin_flags(saves, help='default: a model with 113M parameters')
   _shared_flags(saves)
   args, overrides = flags.parse(parser, argv)
   if overrides and args.verb in ('imports', 'moe', 'pairs'):
@@ -99,10 +99,10 @@ def _step_flags(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add(
     '--compare',
-    choices=('mesh', 'compile', 'muon', 'processes'),
+    choices=('mesh', 'compile', 'muon', 'parts', 'processes'),
     help='mesh: 8 devices and 1; processes: runs of 2 processes and of 1, both'
-    ' with 8 devices; compile: seconds to compile with 64 and with'
-    ' 8 experts; muon: a step with Muon and one with AdamW',
+    ' with 8 devices; compile: seconds to compile with 64 and with 8 experts;'
+    ' muon: a step with Muon and one with AdamW; parts: the step and its parts',
   )
   add(
     '--against',

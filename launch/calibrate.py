@@ -6,7 +6,8 @@ python -m launch.calibrate published
 python -m launch.calibrate layer --gin_file=FILE --topology=v5p:2x2x2
     prints the compiler's estimate of the seconds, FLOPs and temporary bytes
     that one more layer adds to a step. We compile steps with one and with two
-    periods of layers, both without a loop over layers, and take the difference.
+    periods of layers, both without a loop over layers. The difference is
+    divided by the number of layers in a period.
 
 No TPU is needed. Compiled programs are stored and reused.
 """

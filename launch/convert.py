@@ -32,7 +32,7 @@ def parse(
   out.add_argument(
     '--dtype',
     default='float32',
-    help='of the weights: float32 (default, loses nothing), bfloat16, float16',
+    help='of the weights: float32 (default, as in training), bfloat16, float16',
   )
   out.add_argument(
     '--fused',

@@ -58,7 +58,7 @@ def examine(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Examines the machines; the exit code is 2 for a mistake in a flag."""
+  """Examines the machines; the exit code is 2 also for a mistake in a flag."""
   return runtime.run(lambda: examine(*parse(argv)))
 
 

@@ -3,9 +3,9 @@
 Each row is a language model of gin_configs/models. Without NAME the table has
 all of them. A row has the number of parameters, the number of active parameters
 (those that one token passes through), the published numbers from the comment of
-the gin file, FLOPs per token, and bytes of the parameters. If the gin file says
-why our total differs from the published one, the table repeats the reason. Our
-numbers come from shapes, so no array is made.
+the gin file, FLOPs per token, FLOPs of an update by Muon, and bytes of the
+parameters. If the gin file says why our total differs from the published one,
+the table repeats the reason. Our numbers come from shapes, so no array is made.
 """
 
 import argparse

@@ -6,11 +6,11 @@
   language --checkpoint=runs/chains
 
 `score` and `secondary` score a folding model. `score` prints each score beside
-the scores of three baselines: an ideal helix, a compact random chain, and the
+those of baselines, such as an ideal helix, a compact random chain, and the
 nearest training chain. `secondary` predicts whether each residue is in a helix,
 a strand or a coil, from the states of the trunk. `language` scores a language
 model that reads residues: bits per residue, and the share of 3Di letters that
-the model predicts. The scores stand beside those of n-grams.
+the model predicts right. The scores stand beside those of n-gram models.
 """
 
 import argparse

@@ -192,6 +192,7 @@ def _code(verb: Callable[[], int]) -> int:
 
   Raises:
     BrokenPipeError: if nobody reads standard output any more.
+    SystemExit: if the command raises it.
     Exception: any error of the command that is no ValueError and no OSError.
   """
   text = ''

@@ -4,9 +4,10 @@
   --checkpoint=runs/poems --against=runs/poems_dense --suite=full --json
 
 A scorecard shows scores on benchmarks with intervals, beside the score of
-guessing; the loss per character in each language, beside baselines; the cost of
-the run; and the benchmark items that occur in the training text. Scores are
-stored. A second call only reads them, unless a data file has changed.
+guessing; the loss per character, beside baselines and in several languages; the
+cost of the run; and the share of benchmark items that overlap with the training
+text. Scores are stored. A second call only reads them, unless a data file has
+changed.
 """
 
 import argparse

@@ -116,8 +116,8 @@ create() {
   queue create "$NAME" "${nodes[@]}" "--accelerator-type=$TYPE" "--runtime-version=$image" ${TIER:+"$TIER"}
 }
 
-# Waits until the TPU is ready. If a request has failed or expired, a new one is
-# made.
+# Waits until the TPU is ready. Requests it if there is no request, or if the
+# last request has failed or was suspended.
 ensure_active() {
   local now
   while true; do
@@ -152,7 +152,8 @@ deploy() {
 # Shows the log of the first worker until its command ends.
 follow() { on_workers 0 0 'bash wudao/launch/tpu_worker.sh follow'; }
 
-# Prints the exit code of the command, or nothing if the worker does not answer.
+# Prints the exit code of the command, or `running`. Prints nothing if the worker
+# does not answer.
 code() { on_workers 0 0 'bash wudao/launch/tpu_worker.sh code' | tail -n 1; }
 
 collect() {
@@ -202,7 +203,8 @@ run() {
     done
     until ended; do follow || sleep "$POLL_SECONDS"; done
     if is_active; then
-      # Other supervisors would go on with this command, which has ended.
+      # The command has ended on worker 0. Supervisors of other workers could
+      # start it again.
       on_slices stop || say 'some workers could not be stopped'
       on_slices collect || say 'some logs could not be collected'
       say "the command has ended with code $(code); the TPU stays until: bash launch/tpu_vm.sh delete --name=$NAME --zone=$ZONE"

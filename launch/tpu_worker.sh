@@ -56,7 +56,8 @@ start() {
   until [ -s logs/pid ]; do sleep 0.1; done
 }
 
-# Waits until the supervisor has ended, so that another command can start.
+# Stops the supervisor, and waits until it has ended. Then another command can
+# start.
 stop() {
   local i
   if is_running; then kill -TERM "$(cat logs/pid)" || true; fi

@@ -45,8 +45,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add(
     '--safe',
     action='store_true',
-    help='refuse gin files that name more than a run is made of, and an'
-    ' INITIAL_CHECKPOINT that could do harm',
+    help='refuse gin files and an INITIAL_CHECKPOINT that could do harm',
   )
   add(
     '--compiled',

@@ -29,7 +29,7 @@ _EXIT_CTRL_C = 128 + signal.SIGINT
 _ONE_PRESS_SECONDS = 0.2
 # After a signal, a command with nothing to save must end within this time.
 _PATIENCE_SECONDS = 5.0
-# The function of `before_exit` has this many seconds.
+# A function that `before_exit` has set may run for this many seconds.
 _FAREWELL_SECONDS = 10.0
 
 

@@ -270,7 +270,8 @@ def _write(
   if not made and split != 'train':
     shutil.rmtree(directory, ignore_errors=True)
     return
-  # The highest identity also depends on the training chains.
+  # The manifest of another split also depends on the training chains, since it
+  # has the highest identity with one of them.
   parts = dict.fromkeys(('train', split))
   files = [file for part in parts for file in source.files_of(part)]
   files += origin.code(__name__)

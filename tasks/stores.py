@@ -107,8 +107,7 @@ def make_vocabulary(
     return train_vocabulary(read_texts(text_file), size, output, model_type)
   register_tasks([task])
   cache.tasks_with(task, 'train')
-  texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
-  return train_vocabulary(texts, size, output, model_type)
+  return train_vocabulary(_texts(task), size, output, model_type)
 
 
 @contextlib.contextmanager
@@ -214,12 +213,24 @@ def _train_vocabulary(path: str, task: str, vocab_size: int) -> None:
   trained_on = {}
   for task_name in cache.tasks_with(task, 'train'):
     trained_on |= _origin(task_name, 'train')
-  texts = (''.join(doc.values()) for doc in cache.documents(task, 'train'))
-  trained = train_vocabulary(texts, vocab_size, path)
+  trained = train_vocabulary(_texts(task), vocab_size, path)
   write_json(
     os.path.join(os.path.dirname(path), outdated.TRAINED_ON), trained_on
   )
   _logger.info(f'{path}: {trained.size} pieces')
+
+
+def _texts(task: str) -> Iterator[str]:
+  """The texts of the train split; one space for a task of codes alone.
+
+  From the space, such a task gets a vocabulary of little more than bytes.
+  """
+  kinds = set()
+  for document in cache.documents(task, 'train'):
+    kinds.add(bool(document))
+    yield ''.join(document.values())
+  if kinds == {False}:
+    yield ' '
 
 
 def _prepare_mixture(directory: str, task: str) -> None:

@@ -32,7 +32,10 @@ if IS_QUICK:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-  """Turns most optimisations off, as tests compile much and compute little."""
+  """Turns most optimisations off, except in tests marked `optimized`.
+
+  Tests compile much and compute little.
+  """
   is_optimized = item.get_closest_marker('optimized') is not None
   jax.config.update('jax_disable_most_optimizations', not is_optimized)
 

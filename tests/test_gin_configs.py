@@ -446,7 +446,7 @@ def test_wudao_suits_the_devices_it_is_meant_for():
   layer = moe(run)
   assert layer.num_experts % 512 == 0
   assert layer.expert_d_ff % 256 == 0
-  # Dense parameters are also sharded over an expert axis of 512.
+  # We chose the vocabulary and the dense width so that 512 divides them, too.
   assert run.model.vocab_size % 512 == 0
   assert block(run).feed_forward(parent=None).width % 512 == 0
   assert 151_500 <= run.model.vocab_size <= 152_500

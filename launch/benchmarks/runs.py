@@ -20,6 +20,7 @@ from moe.checkpoint import restore
 from moe.checkpoint.save import Checkpointer
 from moe.evaluate.score import Score, as_table
 from moe.evaluate.timing import Timed, measure
+from moe.planning import step_parts
 from moe.runs import build
 from moe.train import goodput, record_log
 
@@ -137,7 +138,7 @@ def _saved(
   program = build.build(run, jax.devices()[:1])
   program.train_step.compile(program.abstract, program.batch_shapes)
   batch = program.put(
-    step_lib.random_batch(*run.data.shape, run.model.vocab_size)
+    step_parts.random_batch(*run.data.shape, run.model.vocab_size)
   )
   ts = program.init()
 

@@ -12,11 +12,11 @@ import numpy as np
 from launch.configs import configuration
 from moe.evaluate.timing import Timed, clock, command, measure
 from moe.planning import benchmark_devices as device_lib
+from moe.planning import step_parts
 from moe.runs import build
 from moe.runs.counts import flops_of
-from moe.runs.run import Run
+from moe.runs.run import Run, optimizer_of
 from moe.train.program import Program
-from moe.types import TokenBatch
 
 FILES = (
   'models/small.gin',
@@ -24,8 +24,8 @@ FILES = (
   'tasks/builtin.gin',
   'runs/train.gin',
 )
-# The model if no gin file is given. Other programs were timed with this model.
-# Those do not normalise queries and keys, so ours does not either.
+# The model if no gin file is given. We timed other programs with this model.
+# These programs do not normalise queries and keys, so ours does not either.
 MACROS = {
   'VOCAB_SIZE': 8192,
   'D_MODEL': 256,
@@ -47,24 +47,6 @@ UNIT = 'training step'
 # Steps per sample of our program when it is compared with another program. The
 # other program also runs many steps per sample.
 STEPS = 6
-
-
-def random_batch(batch_size: int, length: int, vocab_size: int) -> TokenBatch:
-  """A batch of random tokens; each row is one document."""
-  shape = (batch_size, length)
-  text = np.random.default_rng(0).integers(
-    vocab_size, size=(batch_size, length + 1), dtype=np.int32
-  )
-  ones, zeros = np.ones(shape, np.int32), np.zeros(shape, np.int32)
-  return TokenBatch(
-    tokens=text[:, :-1],
-    targets=text[:, 1:],
-    loss_weights=np.ones(shape, np.float32),
-    segment_ids=ones,
-    positions=np.broadcast_to(np.arange(length, dtype=np.int32), shape),
-    block_ids=zeros,
-    modality=zeros,
-  )
 
 
 def load(
@@ -95,7 +77,9 @@ def timed_step(name: str, run: Run, devices: Sequence, steps: int = 1) -> Timed:
   """
   program = build.build(run, devices)
   program.train_step.compile(program.abstract, program.batch_shapes)
-  batch = program.put(random_batch(*run.data.shape, run.model.vocab_size))
+  batch = program.put(
+    step_parts.random_batch(*run.data.shape, run.model.vocab_size)
+  )
   held = [program.init()]
 
   def step():
@@ -166,6 +150,18 @@ def compare_muon(
   return measure(programs, args.rounds, UNIT, _tokens(muon))
 
 
+def compare_parts(
+  args: argparse.Namespace, overrides: Sequence[str]
+) -> dict[str, Any]:
+  """Compares the parts of a step with the whole step, on one device."""
+  run, devices = load(args, overrides), jax.devices()[:1]
+  batch = step_parts.random_batch(*run.data.shape, run.model.vocab_size)
+  start = build.build(run, devices).init()
+  parts = step_parts.timed(run.model, optimizer_of(run), start, batch)
+  whole = timed_step('step', run, devices)
+  return measure([whole, *parts], args.rounds, UNIT, _tokens(run))
+
+
 def clock_once(program: Program) -> float:
   """Seconds to trace and compile the training step once."""
   start = time.perf_counter()
@@ -185,8 +181,11 @@ def compare_command(
 
 
 COMPARISONS = {
-  'mesh': compare_mesh, 'compile': compare_compile, 'muon': compare_muon
-}  # fmt: skip
+  'mesh': compare_mesh,
+  'compile': compare_compile,
+  'muon': compare_muon,
+  'parts': compare_parts,
+}
 
 
 def _tokens(run: Run) -> int:

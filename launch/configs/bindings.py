@@ -1,7 +1,7 @@
 """Reads the bindings of gin files and of the command line.
 
 gin's parser splits the files into statements. A name that does not exist raises
-an error with the file, the line and the most similar name.
+an error with the file, the line and perhaps a similar name.
 """
 
 import dataclasses

@@ -70,7 +70,7 @@ def load_run(directory: str) -> Any:
   Args:
     directory: work directory of a run, its folder `checkpoints`, or one step in
       this folder. For a run, the step with the best score is read, or the
-      latest step if no step has a score.
+      newest sound step if no step has a score.
 
   Raises:
     ValueError: if something is missing, damaged, or does not fit together.

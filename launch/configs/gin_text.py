@@ -23,8 +23,8 @@ class Section(NamedTuple):
   Attributes:
     name: name of the class or function in the written file.
     arguments: argument -> value as written.
-    scope: the macro that calls the class or function in its value; '' if no
-      macro does.
+    scope: the macro whose value makes the object, directly or as an argument of
+      another object; '' if no macro does.
   """
 
   name: str

@@ -171,9 +171,9 @@ def _made_by(target):
 def _may_be(made, wanted) -> bool:
   """Whether an object of type `made` may be given for the annotation `wanted`.
 
-  A class also fits without inheritance if it has all public methods and
-  properties that the wanted class itself defines, at least one. So a user's
-  layer need not inherit from the layer that it replaces.
+  If the wanted class itself defines public methods or properties, a class that
+  has all of them also fits, without inheritance. So a user's layer need not
+  inherit from the layer that it replaces.
   """
   if made is None or wanted in (None, typing.Any):
     return True

@@ -1,6 +1,6 @@
 """Resolves names in gin files by the import statements of these files.
 
-A name that does not exist raises an error with its place and the most similar
+A name that does not exist raises an error with its place and perhaps a similar
 name.
 """
 

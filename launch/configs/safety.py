@@ -38,10 +38,12 @@ _NO_CODE = ((), [], gin_values.Macro('TASK_MODULES'))
 
 
 def check(files: Sequence[str]) -> None:
-  """Raises ValueError if a gin file names anything outside `_MODULES`.
+  """Raises ValueError if a gin file could do more than configure a run.
 
-  The check imports only modules of this project. The command line is not
-  checked, since it comes from the user.
+  A file must name nothing outside `_MODULES`, bind no task modules, and include
+  no file by a path with a leading slash or `..`. The check imports only modules
+  of this project. The command line is not checked, since it comes from the
+  user.
 
   Args:
     files: the gin files.

@@ -16,7 +16,7 @@ from moe.types import Layout
 
 
 def check(run: Run) -> None:
-  """Raises ValueError at the first number of a run that is out of range."""
+  """Raises ValueError at the first setting of a run that is out of range."""
   rules.table(run.rules)
   optimizer_of(run)
   anatomy(run.model)

@@ -1,9 +1,10 @@
 """Commits and removes checkpoint steps; an incomplete step is never visible.
 
-Orbax writes a step into `<step>.orbax-checkpoint-tmp`. When every array is
-written, we write and flush `integrity.json`. Then one rename makes the step
-visible. An object store cannot rename. There we write `commit_success.txt` as
-the last file. It is empty, so it needs no hash.
+On a file system Orbax writes a step into `<step>.orbax-checkpoint-tmp`. When
+every array is written, we write and flush `integrity.json`. Then one rename
+makes the step visible. An object store cannot rename. There Orbax writes into
+`<step>`, and our last file is `commit_success.txt`. It is empty, so it needs no
+hash.
 """
 
 import dataclasses

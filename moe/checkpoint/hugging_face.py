@@ -58,7 +58,7 @@ def plan(
   Args:
     model_type: a key of `LAYERS`.
     shapes: shapes of our parameters and state by path.
-    is_fused: whether the file has all experts of a layer in one array.
+    is_fused: whether an array of the file can hold all experts of a layer.
     rope_dim: features of a head that rotary embeddings rotate, in latent
       attention.
 

@@ -49,14 +49,11 @@ def save(
     shard_bytes: largest size of a file. A larger array gets its own file.
 
   Returns:
-    Names of the files.
+    Names of the safetensors files.
   """
 
   def made(tensor: Tensor) -> np.ndarray:
-    # Indexing with an empty place would copy the array.
-    place = tensor.place
-    part = lambda array: array[place] if place else array
-    parts = [np.asarray(part(arrays[path])) for path in tensor.paths]
+    parts = [np.asarray(arrays[path][tensor.place]) for path in tensor.paths]
     return to_theirs(tensor, parts)
 
   shards, filled = [[]], 0
@@ -135,7 +132,7 @@ def _weight_map(index: str) -> dict[str, str]:
 
 
 def is_fused(names: Iterable[str]) -> bool:
-  """Whether files have all experts of a layer in one array."""
+  """Whether an array of the files holds all experts of a layer."""
   return any(name.endswith('.mlp.experts.down_proj') for name in names)
 
 
@@ -167,8 +164,8 @@ def load(
     tensors: the arrays of the files, from `plan`; `check` has accepted them.
     found: where the arrays lie, from `find`.
     wanted: path -> shape and sharding of our array. An array that the files
-      lack becomes zeros; it is `TRANSIENT` state, which the next training step
-      overwrites.
+      lack becomes zeros; it is `TRANSIENT` state, which is 0 between training
+      steps.
   """
   sources = {}
   for tensor in tensors:

@@ -119,8 +119,8 @@ _MIXTRAL = (
   Row('block_sparse_moe.experts.{e}.w3.weight', 'F D', 'moe/w_up_EDF', 'EDF'),
   Row('block_sparse_moe.experts.{e}.w2.weight', 'D F', 'moe/w_down_EFD', 'EFD'),
 )
-# transformers 5 holds all experts of a layer in one array. The names are the
-# same for all model types.
+# In transformers 5, an array holds matrices of all experts of a layer. The
+# names are the same for all model types.
 _FUSED = (
   Row(
     'mlp.experts.gate_up_proj', 'E F D',
@@ -129,8 +129,8 @@ _FUSED = (
   Row('mlp.experts.down_proj', 'E D F', 'moe/w_down_EFD', 'EFD'),
 )  # fmt: skip
 
-# model_type -> rows of a layer. `LAYERS` has an array for each expert, and
-# `FUSED_LAYERS` has all experts of a layer in one array.
+# model_type -> rows of a layer. `LAYERS` has separate arrays for each expert.
+# In `FUSED_LAYERS`, an array holds matrices of all experts of a layer.
 LAYERS = {
   'llama': _NORMS + _ATTENTION + _DENSE,
   'qwen3': _NORMS + _ATTENTION + _QK_NORM + _DENSE,
@@ -152,5 +152,5 @@ FUSED_LAYERS = {
     for kind in ('qwen3_moe', 'glm4_moe', 'deepseek_v2', 'deepseek_v3')
   },
 }
-# State that the next training step overwrites, so no file stores it.
+# State that is 0 between training steps, so these formats do not need it.
 TRANSIENT = ('load_E',)

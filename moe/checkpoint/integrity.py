@@ -32,7 +32,7 @@ def on_object_store(directory: epath.PathLike) -> bool:
 def seal(directory: epath.PathLike) -> None:
   """Writes `integrity.json` with an entry for every file below a directory.
 
-  On a local disk every file and directory is flushed with fsync, so that a
+  On a local disk each file and each directory is flushed with fsync, so that a
   power failure after the commit cannot lose data.
 
   Args:
@@ -53,7 +53,8 @@ def seal(directory: epath.PathLike) -> None:
   (directory / NAME).write_bytes(_encode(manifest))
   if flush:
     sync(directory / NAME)
-    for folder in {path.parent for path in files.values()} | {directory}:
+    folders = {folder for path in files.values() for folder in path.parents}
+    for folder in folders - set(directory.parents):
       sync(folder)
 
 

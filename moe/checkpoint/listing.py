@@ -51,8 +51,8 @@ def shared_steps(directory: epath.PathLike) -> list[int]:
   """The committed steps as process 0 sees them; all processes must call this.
 
   A network file system may show a new step to some hosts later than to others.
-  Then the processes would resume from different steps. So this also waits until
-  the newest step is visible to this process.
+  Then the processes would resume from different steps. So this also waits, for
+  at most 70 seconds, until the newest step is visible to this process.
   """
   found = steps(directory)
   if jax.process_count() == 1:

@@ -31,8 +31,7 @@ GROUP_BYTES = 64 * 2**20
 # array keeps its value in the target.
 Assignment = Sequence[tuple[str, str | None]]
 
-# (path such as params/decoder/embedding, array or its shape) -> sharding of the
-# array.
+# (path such as params/decoder/embedding, array or its shape) -> its sharding.
 Placement = Callable[[str, Shaped], jax.sharding.Sharding]
 
 
@@ -138,10 +137,11 @@ def load_params(
 
   Args:
     directory: directory of a run, of its checkpoints, or of one step.
-    step: a step; None for the step of `directory`, else the newest sound one.
-    target: {'params': ..., 'state': ...}, or one of the two, with leaves as in
-      `Checkpointer.restore`; None reads both with their saved shapes and
-      dtypes. Floating-point arrays are converted to the target's dtypes.
+    step: number of the step. None takes the step that `directory` names; if it
+      names none, the newest sound step.
+    target: {'params': ..., 'state': ...}, or one of the two. Its leaves are
+      arrays or jax.ShapeDtypeStruct. None reads both with their saved shapes
+      and dtypes. Floating-point arrays are converted to the target's dtypes.
     placement: gives the sharding of a leaf that has none. By default such a
       leaf goes to the first device.
     assignment: says which array of the checkpoint each target array gets. The

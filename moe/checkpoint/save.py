@@ -132,7 +132,7 @@ class Checkpointer:
     if step in self._own:
       return False
     # On a network file system a process may still see a step that process 0 has
-    # renamed. Then this process alone would fail.
+    # renamed. This process alone would then fail, so process 0 looks for all.
     newest = self.latest_step()
     if newest is not None and newest > step:
       raise ValueError(
@@ -196,7 +196,8 @@ class Checkpointer:
   def latest_step(self) -> int | None:
     """The newest committed step, which may be damaged; None if none exists.
 
-    Process 0 looks for all processes, which must all call this.
+    Process 0 lists the steps, and tells the other processes the newest one. So
+    all processes must call this.
     """
     return listing.shared_newest_step(self.directory)
 
@@ -363,7 +364,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _free_bytes(directory: epath.Path) -> int | None:
-  """Free bytes of a local file system; None for an object store."""
+  """Free bytes of a file system; None if unknown, as for an object store."""
   if integrity.on_object_store(directory):
     return None
   try:

@@ -5,7 +5,7 @@ https://arxiv.org/abs/2212.05055). The routers are initialised at random.
 
 Equal experts give the same output as the dense layer, if the combine weights of
 a token add up to 1 and no row is dropped. So `Copy` with gates.TopK and
-renormalize = True is exact up to rounding. Four cases are not exact:
+renormalize = True is exact up to rounding. These cases are not exact:
   plain probabilities (Switch, renormalize = False), because they do not add up
   to 1;
   zero-computation experts;
@@ -47,7 +47,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Method):
-  """Equal experts; they diverge in training, since each gets other tokens."""
+  """Equal experts; they diverge in training, since their tokens differ."""
 
   def experts(self, weights: Weights, num_experts: int, key: Array) -> Weights:
     """Makes E equal copies; see `Method`."""

@@ -20,9 +20,9 @@ class ChainReader:
 
   A batch depends only on the seed and the step, as with
   `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
-  random part of it. The part depends only on the seed, the epoch and the number
-  of the chain. If a record cannot be read, its row stays empty and has the
-  weight 0, and `quarantine` lists the record.
+  random part of it. The part depends only on the seed, the epoch and the chain.
+  If a record cannot be read, its row stays empty and has the weight 0, and
+  `quarantine` lists the record.
 
   Attributes:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.

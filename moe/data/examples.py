@@ -39,9 +39,9 @@ def read(
 ) -> np.ndarray:
   """For each place, the value of the token that it reads.
 
-  The first place of a document reads no token and gets 0. The first place of
-  any other segment reads the token before the segment, so the segment's first
-  token is scored too. The arguments are the same as for `predicted`.
+  The first place of a document reads no token and gets 0. The first place of a
+  later segment of the document reads the token before the segment, so the
+  segment's first token is scored too. The arguments are those of `predicted`.
   """
   own = predicted(arrays, starts, sizes)
   shifted = np.empty_like(own)

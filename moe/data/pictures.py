@@ -11,8 +11,8 @@ from moe.data.skips import Skips
 from moe.data.store import Store
 from moe.types import Batch
 
-# Name of a split for the judge of drawn pictures alone: neither training nor
-# held-out pictures.
+# Name of the split that only the judge of drawn pictures learns from. It is no
+# training split and no held-out split.
 JUDGE = 'judge'
 
 

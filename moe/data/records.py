@@ -173,8 +173,7 @@ class Tokeniser:
       | self._places(prompt, target)
       | self._rest(example, len(prompt), len(target))
     )
-    # All errors come before the counts change, so malformed documents are not
-    # counted there.
+    # `_counted` comes last, so that it counts no malformed document.
     return self._counted(prompt, target + [EOS], size, num_bytes) | arrays
 
   def _spelt(self, ids: list[int], text: str) -> list[int]:

@@ -108,7 +108,7 @@ def write(workdir: str | os.PathLike, skips: Skips) -> None:
 
 
 def record_use(workdir: str | os.PathLike, skips: Skips) -> None:
-  """Records what the steps of the log leave out, unless nothing ever was."""
+  """Records which batches the log's steps left out, if there ever were any."""
   path = os.path.join(workdir, LOGGED)
   if skips.ranges or os.path.exists(path):
     atomic_files.write_json(path, skips.ranges)

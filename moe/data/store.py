@@ -97,7 +97,8 @@ def write_store(
     manifest_fn: gives the rest of the manifest; called after the last record.
 
   Raises:
-    ValueError: if there is no record, a block has a gap, or a write fails.
+    ValueError: if there is no record, a block has a gap, or the disk has no
+      room for the records.
   """
   directory = os.path.abspath(directory)
   temporary = directory + '.tmp'

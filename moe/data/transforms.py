@@ -169,14 +169,15 @@ class DropCondition:
 
 @dataclasses.dataclass(frozen=True)
 class ReadPatches(DropCondition):
-  """The model reads a picture as patches of pixels; the codes are hidden.
+  """The model reads a picture as patches of pixels, not as codes.
 
-  In a random share of the reads the patches are hidden, too. Documents must
-  have an array `patches`, which `python -m launch.images encode --patches`
-  writes.
+  Masks always replace the codes of the condition. In a random share of the
+  reads the patches become zeros, so the model reads no condition at all.
+  Documents must have an array `patches`, which `python -m launch.images encode
+  --patches` writes.
 
   Attributes:
-    fraction: probability that a document is read without its condition.
+    fraction: probability that the patches become zeros, too.
   """
 
   def __call__(self, record: Record, key: np.uint64, ids: IdSpace) -> Record:

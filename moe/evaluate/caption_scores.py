@@ -42,8 +42,9 @@ def bleu_counts(
     references: the captions that people wrote for each picture.
 
   Returns:
-    int [N, 10]: length of the caption and of the closest reference; for 1- to
-    4-grams, how many occur in a reference; then how many there are.
+    int [N, 10]. The columns are the length of the caption, the length of the
+    closest reference, for n = 1 to 4 the number of n-grams of the caption that
+    occur in a reference, and for n = 1 to 4 the number of all its n-grams.
 
   Raises:
     ValueError: if there is no caption, a picture has no reference, or both

@@ -15,7 +15,7 @@ DRAWS_PER_CHUNK = 1 << 22
 # With more resamples than this, the ends of an interval would move by at most a
 # few percent of its width.
 _RESAMPLES_OF_SCORES = 1000
-# A standard error needs fewer of them than the ends of an interval.
+# A standard error needs fewer resamples than the ends of an interval.
 _RESAMPLES_OF_SETS = 100
 
 
@@ -195,7 +195,7 @@ def of_sets(
     is_higher_better: whether a higher value is better.
 
   Returns:
-    A score with its interval. A set with a single member has no interval.
+    A score with its interval; without one if a set has a single member.
   """
   value = float(value_of(*(np.arange(size) for size in sizes)))
   low = high = None

@@ -193,7 +193,7 @@ def right(
   """Attribute -> float [N]: 1 if the answer agrees with the facts, else 0.
 
   The value is NaN if the picture lacks the attribute, or has a value of it that
-  no training picture had. The value of 'all' is the least one that is not NaN.
+  no training picture had. 'all' has the least value that is not NaN.
   """
   targets = targets_of(facts, judge_.values)
   found = {
@@ -227,7 +227,7 @@ def _init(
 def _apply(params: PyTree, pixels: Array) -> tuple[dict[str, Array], Array]:
   """(logits by attribute, features [B, F]) of uint8 [B, Y, X, 3]."""
   x = pixels.astype(jnp.float32) / 127.5 - 1.0
-  # Height and width are halved several times.
+  # Height and width are halved several times, so both are padded.
   more = -x.shape[1] % 2 ** len(_WIDTHS)
   x = jnp.pad(x, ((0, 0), (0, more), (0, more), (0, 0)))
   for number in range(len(_WIDTHS)):

@@ -72,9 +72,8 @@ class Context(NamedTuple):
   Attributes:
     length: tokens of the longest window.
     stride: tokens that a window scores, except the first and the last of a
-      document.
-      Before these tokens, the window reads length - stride tokens again, as
-      their context.
+      document. Before these tokens, the window reads length - stride tokens
+      again, as their context.
     batch_size: windows of full length in a batch. A batch of shorter windows
       may have more windows, as long as it has no more tokens.
   """

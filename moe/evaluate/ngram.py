@@ -22,9 +22,9 @@ def ngram_bits(
   kinds(h)). kinds(h) is the number of different characters that follow the
   context h in the training texts; h' is h without its first character. If h
   does not occur in the training texts, P(w | h) is P(w | h'). A document begins
-  with one begin mark. Unigrams are interpolated with the uniform distribution
-  over `NUM_SYMBOLS`. So a character that does not occur in the training texts
-  is scored too; with a large corpus it costs about 30 bits.
+  with order - 1 begin marks. Unigrams are interpolated with the uniform
+  distribution over `NUM_SYMBOLS`. So a character that does not occur in the
+  training texts is scored too; with a large corpus it costs about 30 bits.
 
   Args:
     train_texts: texts to count.

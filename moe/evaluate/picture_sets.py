@@ -98,9 +98,9 @@ def scores(
   many pictures: as many as were drawn, but at most half of the real ones. Each
   feature is divided by its standard deviation over the real pictures. Without
   this, large features would rule the cubic kernel of KID, and its noise would
-  be larger than the distance. A feature that is 0 for nearly all real pictures
-  has a small deviation. We divide it by the median deviation, so that a few
-  pictures do not decide the distance.
+  be larger than the distance. If the deviation of a feature is below the median
+  deviation, the feature is divided by the median. So a feature that is 0 for
+  nearly all real pictures does not decide the distance.
 
   Args:
     drawn_NF: features of drawn pictures.

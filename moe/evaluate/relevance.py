@@ -45,10 +45,10 @@ class TitleJudge:
 
     p(c) is the share of the poems that have c in their titles. p(c | poem) is a
     mean over the different characters d of the poem. Each term is the share of
-    the poems with d that have c in their titles. We add 1 to each denominator
-    so that no share is 0. To the numerator we add 1 in p(c), and p(c) in the
-    other shares. Only Chinese characters count; the score is -inf if the title
-    or the poem has none.
+    the poems with d that have c in their titles. So that no share is 0 or 0/0,
+    we add 1 to each denominator. To the numerator we add 1 in p(c), and p(c) in
+    the other shares. Only Chinese characters count; the score is -inf if the
+    title or the poem has none.
     """
     inside = set(CHINESE.findall(poem))
     asked = CHINESE.findall(title)

@@ -37,8 +37,9 @@ def lddt(
       out.
 
   Returns:
-    The mean over the pairs that are nearer than 15 Angstrom in `true`; NaN if
-    there is none.
+    The share of the pairs nearer than 15 Angstrom in `true` whose distance is
+    right within a threshold, as a mean over four thresholds; NaN if there is no
+    such pair.
   """
   wanted = _distances(true)
   near = (wanted < _CUTOFF) & (_separation(len(true)) >= least_separation)

@@ -40,10 +40,10 @@ def distinct_parts(
 ) -> list[float]:
   """One number for each text; their mean is the share of distinct n-grams.
 
-  They are the influence values of the jackknife. Each is the share of all n
-  texts plus (n - 1) (m - s). Here s is the share of all other texts, and m is
-  the mean of s over the texts. A bootstrap over the texts themselves would draw
-  some of them twice, and so find fewer distinct n-grams.
+  They are the influence values of the jackknife. Each is the share in all n
+  texts plus (n - 1) (m - s). Here s is the share in all texts but this one, and
+  m is the mean of s over the texts. A bootstrap over the texts themselves would
+  draw some of them twice, and so find fewer distinct n-grams.
 
   Args:
     texts: the lines of each text.

@@ -208,8 +208,8 @@ def build_writer(
     eos_id: the id that ends a document.
     shardings: shardings of the cache, or None.
     modality: gives the modality of ids; by default all are text.
-    section: name of the first range of ids. Then the other ids get no logits,
-      and no sample has one of them. None for all ids.
+    section: name of the range that begins at id 0, or None for all ids. With a
+      range, the other ids get no logits, and no sample has one of them.
 
   Returns:
     `write(params, state, prompts, jumps, limit, width) -> (tokens_BT,

@@ -42,7 +42,8 @@ class Prompts(NamedTuple):
   Attributes:
     tokens_BT: int32, right padded; each row starts with `START_ID`.
     length_B: int32, tokens of each row without padding; 0 for an unused row.
-    jump_row_B: int32, the row of the jump table at which each sample starts.
+    jump_row_B: int32, the row of the jump table of `moe.infer.forms` at which
+      each sample starts.
     key_B: typed PRNG keys.
     block_BT: int32, block of each token; None if all are 0.
     extras: name -> further array [B, S, ...] that the model reads; S counts the

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from moe.types import Array
 
 # Below this temperature we take the likeliest token, because the logits divided
-# by the temperature would overflow float32.
+# by a tiny temperature can overflow float32.
 SMALLEST_TEMPERATURE = 1e-6
 
 

@@ -137,7 +137,8 @@ def attend_by_parts(
 ) -> Array:
   """Computes self-attention for one part of the queries after the other.
 
-  A part skips the keys that come after all that its queries can see.
+  A part leaves out the keys that come more than `longest_block` places after
+  its last query.
 
   Args:
     q_BTNH: queries.

@@ -82,7 +82,7 @@ def apply(
     weights: matrices from `params`, in the dtype of the rows.
     rows: [E, U, D], U rows for each expert; or [R, D], sorted by expert, with
       zeros after the rows of the last expert.
-    weight: float32 weight of each row; None for 1, only if there is one chunk.
+    weight: float32 weight of each row; None means 1 and needs a single chunk.
     count_E: int32 rows of each expert if rows are [R, D]; else None.
     activation: 'swiglu' or 'gelu'.
     chunk: largest number of rows in a chunk of [R, D], such as an even share of

@@ -34,7 +34,7 @@ def refusal(
 
   Args:
     kernel: platform of the kernel, 'tpu' or 'gpu'.
-    q_BTNH: queries, or their shape.
+    q_BTNH: queries, or their shape and dtype.
     k_BSKH: keys.
     layout: mesh axes by use.
   """
@@ -294,7 +294,7 @@ def cudnn(
     k_BSKH: keys.
     v_BSKH: values of the same width.
     seen_BTS: bool, whether each query sees each key.
-    layout: mesh axes by use, which divide rows and heads.
+    layout: mesh axes by use, which divide rows, heads and queries.
 
   Returns:
     [B, T, N, H] in the dtype of the values.

@@ -97,9 +97,9 @@ def tokens_per_group(sequence_length: int) -> int:
 class MoE(nn.Module):
   """Sparse feed-forward layer: each token passes through a few of E experts.
 
-  Evaluation is dropless. A causal router then does not depend on the groups. A
-  router that is not causal sees groups of M consecutive tokens, as in training
-  and on any mesh; padding fills the last group.
+  In evaluation experts have no capacity, so with a causal router the outputs do
+  not depend on the groups. A router that is not causal sees groups of M
+  consecutive tokens on any mesh, as in training. Padding fills the last group.
 
   Attributes:
     num_experts: E.
@@ -178,7 +178,7 @@ class MoE(nn.Module):
   def __call__(
     self, x_BTD: Array, info: TokenInfo, train: bool
   ) -> tuple[Array, LayerOutputs]:
-    """Applies the layer to [B, T, D]; evaluation drops no token."""
+    """Applies the layer to [B, T, D]; the result has the same shape."""
     router = self._parts.router
     E, D = self.num_experts, x_BTD.shape[-1]
     init = nn.initializers.variance_scaling(
@@ -299,7 +299,7 @@ class MoE(nn.Module):
     # 2. Route.
     plan = parts.router.route(inputs, state, keys_G, train)
 
-    # 3. Send. Evaluation drops nothing.
+    # 3. Send. In evaluation no expert is ever full.
     dispatcher, exchanger = dispatch.Dropless(), exchange.Replicated()
     if train:
       dispatcher, exchanger = parts.dispatch, parts.exchange

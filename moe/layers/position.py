@@ -29,8 +29,8 @@ class Rope:
     share: leading part of a head's features that is rotated; the others do not
       depend on the position. Hugging Face: partial_rotary_factor.
     scaling: 'none', 'linear' or 'yarn'. Hugging Face: rope_type.
-    factor: how many times as long as before the extension texts may be. Hugging
-      Face: factor.
+    factor: longest text after the extension, divided by the longest text before
+      it. Hugging Face: factor.
     original_length: longest text before the extension, for 'yarn'. Hugging
       Face: original_max_position_embeddings.
     beta_fast: number of rotations, see above. Hugging Face: beta_fast.

@@ -19,7 +19,8 @@ import numpy as np
 from moe import axes
 from moe.types import Array
 
-# Before rounding, a channel may exceed its outermost level by this fraction.
+# The range of a channel before rounding is wider by this fraction than the
+# range of its levels.
 _MARGIN = 1e-3
 _LEAST_LEVELS = 3
 

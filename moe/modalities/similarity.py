@@ -2,10 +2,11 @@
 
 The time of an alignment grows with the product of the lengths: a millisecond
 for 100 residues, and 40 for 1,000. So only pairs that share two words are
-aligned. A word is a part of 4 residues. Unrelated chains of 100 residues seldom
-share two, but those of 1,000 residues share 12 on average. So long chains must
-have two shared words near each other. Altschul et al. (1997) search sequences
-in this way, https://doi.org/10.1093/nar/25.17.3389.
+aligned; for a chain with a single word, one is enough. A word is a part of 4
+residues. Unrelated chains of 100 residues seldom share two, but those of 1,000
+residues share 12 on average. So long chains must have two shared words near
+each other. Altschul et al. (1997) search sequences in this way,
+https://doi.org/10.1093/nar/25.17.3389.
 """
 
 import collections
@@ -22,8 +23,9 @@ _WORD = 4
 # Chains are long if the product of their lengths is larger than this. Unrelated
 # ones then share more than one word on average.
 _LONG = 100_000
-# Two shared words are near each other if they are at most this many residues
-# apart, and if the gaps between them have at most this many residues.
+# Two shared words are near each other if they are at most `_REACH` residues
+# apart in one sequence, and if their distance in the other sequence differs
+# from this by at most `_GAPS`.
 _REACH, _GAPS = 100, 8
 # Seconds between two messages.
 _PERIOD = 10.0

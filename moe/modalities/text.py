@@ -37,7 +37,7 @@ class Vocabulary:
   Attributes:
     path: the model's file.
     size: number of pieces; an embedding may have more rows, never fewer.
-    sha256: hash of the file, kept in every token store and checkpoint.
+    sha256: hash of the file, kept in token stores and checkpoints.
     pad, eos, unk: ids 0, 1, 2.
   """
 
@@ -296,8 +296,8 @@ def _covered(counts: collections.Counter, room: int) -> set[str]:
 def _write(model: bytes, path: str | os.PathLike):
   """Writes a model's file; ValueError if it cannot be written."""
   path = os.path.abspath(path)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
   try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     atomic_files.write_file(path, model)
   except OSError as error:
     raise ValueError(

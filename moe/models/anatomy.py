@@ -95,7 +95,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     model: a model with an `anatomy` method, such as `decoder.Decoder`.
 
   Raises:
-    ValueError: for the first size or choice that is out of range. Each part is
-      built once and checks its own sizes.
+    ValueError: for the first size or choice that is out of range. Each part
+      checks its own sizes when it is built.
   """
   return model.anatomy()

@@ -20,9 +20,9 @@ from moe.types import Array
 class FoldingBlock(nn.Module):
   """Refines residues, by attention with a bias from pairs; then refines pairs.
 
-  As in Lin et al. (2023), ESMFold, https://doi.org/10.1126/science.ade2574. The
-  last matrix of every residual branch is 0 at first, so a new block changes
-  nothing.
+  The block follows ESMFold, Lin et al. (2023),
+  https://doi.org/10.1126/science.ade2574. The last matrix of every residual
+  branch is 0 at first, so a new block changes nothing.
 
   Attributes:
     num_heads: heads of the attention of residues.

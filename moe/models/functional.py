@@ -226,8 +226,7 @@ class FoldingFunctional:
 def unboxed(variables: PyTree) -> tuple[PyTree, PyTree, PyTree]:
   """Splits the variables of a module into (params, state, logical axes)."""
   params, state = variables['params'], variables.get('state', {})
-  # No rules are set here that map logical axes to mesh axes, so the specs
-  # hold logical axes.
+  # A spec has the axis names that the module gave, which are logical axes.
   specs = nn.get_partition_spec(params)
   is_spec = lambda s: isinstance(s, jax.sharding.PartitionSpec)
   logical_axes = jax.tree.map(

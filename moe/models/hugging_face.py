@@ -145,7 +145,8 @@ def sizes(model: Decoder) -> dict[str, Any]:
   """Returns macro or argument -> value, for a model's sizes and choices.
 
   Raises:
-    ValueError: for a part that no format supports; the message names the part.
+    ValueError: for a part or a value that no format supports; the message names
+      it.
   """
   for name in ('extra_tables', 'ranges', 'code_levels', 'patch_values'):
     if getattr(model, name):
@@ -261,8 +262,8 @@ def to_config(model: Decoder, length: int, dtype: str) -> dict[str, Any]:
     dtype: dtype of the weights, such as 'float32'.
 
   Raises:
-    ValueError: for a value that the format does not support; the message names
-      the macro.
+    ValueError: for a part or a value that the format does not support; the
+      message names it.
   """
   found = sizes(model)
   kind = format_of(found)
@@ -362,7 +363,7 @@ def _shared_config(kind: str, found: Mapping[str, Any]) -> dict[str, Any]:
 def fold(model: Decoder, paths: Iterable[str]) -> dict[str, float]:
   """Returns parameter -> factor. The factors replace scales of activations.
 
-  No format has such scales, so the export multiplies parameters by them:
+  No format has such scales, so the export multiplies parameters instead:
 
   - The embedding table is multiplied by the embedding scale. If the table is
     also the output head, the last norm is divided by this scale, so that logits

@@ -63,7 +63,7 @@ _ALIASES = {
 }
 _BASE = {'mixtral': 1e6}
 # The largest number of layers, and the largest value of any size. With these
-# limits no file can fill the memory.
+# limits, reading a file cannot fill the memory.
 _MAX_LAYERS, _MAX_SIZE = 4096, 2**31 - 1
 
 
@@ -114,7 +114,7 @@ def from_config(config: Mapping[str, Any]) -> Imported:
 
   Raises:
     ValueError: for a field that is missing, wrong, unknown, or not supported by
-      our models; the message names the field.
+      our models. The message names the field, except for some wrong types.
   """
   try:
     return _read(config)

@@ -64,7 +64,7 @@ class CompleteP:
     return self.base_depth / num_layers
 
   def rate(self, name: str, is_orthogonal: bool, d_model: int) -> float:
-    """Factor of a parameter's learning rate, which its decay does not have.
+    """Factor of a parameter's learning rate; its weight decay has no factor.
 
     Args:
       name: path of a parameter, 'a/b/c'.

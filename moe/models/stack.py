@@ -15,8 +15,8 @@ from moe.models.block import Block
 from moe.types import Array, Layout, Pair, PyTree
 
 # Rematerialisation policy -> names of the tensors of each block that are kept.
-# The backward pass computes all other tensors again. The code that computes a
-# tensor gives it its name by `checkpoint_name`.
+# The backward pass computes all other tensors again. `checkpoint_name` names a
+# tensor in the code that computes it.
 REMAT_NAMES = {
   # The output of the attention kernel, so that the backward pass does not run
   # the kernel again.

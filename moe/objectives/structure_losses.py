@@ -223,8 +223,6 @@ def renamed(
   is_named = swap == jnp.arange(residues.ATOM14)
   lead, size = codes.shape[:-1], codes.shape[-1] * residues.ATOM14
   flat = lambda x: x.reshape(*lead, size, *x.shape[len(lead) + 2 :])
-  # Distances are measured only from symmetric atoms to atoms that have no
-  # symmetric twin.
   pairs = (
     flat(mask & swapped_mask & ~is_named)[..., :, None]
     & flat(mask & is_named)[..., None, :]

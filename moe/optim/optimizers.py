@@ -88,7 +88,7 @@ def _scheduled(
 
   def decay_of(name: str) -> float:
     found = factors(name)
-    # `rate` multiplies the decay, too, so the decay is divided by `rate_alone`.
+    # `_scaled` multiplies the decay by `rate_alone`, too, so we divide by it.
     decay = found.decay * (1 / found.rate_alone)
     return weight_decay * decay * groups_lib.is_decayed(name)
 
@@ -208,7 +208,8 @@ def adafactor(
   Args:
     schedule: learning rate by step.
     decay_rate: exponent of the second moments' decay.
-    clipping_threshold: largest root-mean-square of one array's update.
+    clipping_threshold: largest root-mean-square of one array's update, before
+      it is multiplied by the learning rate.
     momentum: decay of the momentum of updates; None for no momentum, which
       saves memory.
     weight_decay: each step subtracts this fraction of each parameter except

@@ -1,7 +1,7 @@
 """Ends the processes of a program when one of them has ended or is lost.
 
-A message of this kind is {'lost': text, 'grace': seconds, 'code': exit code}.
-After `grace` seconds the process that gets it ends with this code.
+The others get the message {'lost': text, 'grace': seconds, 'code': exit code}.
+After `grace` seconds they end with this code.
 """
 
 import collections
@@ -44,7 +44,7 @@ def left(who: str, code: int, text: str) -> dict[str, Any]:
     text: why it has left; '' if it has saved everything after a signal.
   """
   if code == stop_signals.EXIT_STOPPED:
-    # Without a process that has not saved, the others cannot save either.
+    # If this process has not saved, the others cannot save either.
     grace = ERROR_GRACE if text else SIGNAL_GRACE
     why = 'was stopped by a signal'
   elif code == EXIT_MISTAKE:  # The supervisors of all processes must end.

@@ -37,7 +37,7 @@ class MeshShape:
     num_slices: number of TPU slices; the network of the data centre connects
       them. The first axis with several devices spans the slices; it must be
       data or fsdp. Devices that are not TPUs are divided into equal slices in
-      the order of their numbers.
+      their order.
   """
 
   data: int = -1
@@ -130,7 +130,7 @@ class MeshShape:
     """The axis that spans the slices; None if there is one slice.
 
     Raises:
-      ValueError: if no axis can span the slices.
+      ValueError: as for `sizes`, or if no axis can span the slices.
     """
     n = self.num_slices
     if n == 1:
@@ -164,7 +164,8 @@ def make_mesh(shape: MeshShape, devices: Sequence | None = None) -> Mesh:
 
   Raises:
     ValueError: if the product of the axes is not the number of devices, if the
-      devices belong to another number of slices, or if no axis can span them.
+      devices do not form this number of equal slices, or if no axis can span
+      the slices.
   """
   devices = jax.devices() if devices is None else list(devices)
   sizes = list(shape.sizes(len(devices)))
@@ -189,8 +190,8 @@ def slices_of(devices: Sequence, num_slices: int) -> list[list]:
   """The devices of each slice.
 
   Raises:
-    ValueError: if TPUs belong to another number of slices, or if other devices
-      cannot be divided into `num_slices` equal slices.
+    ValueError: if TPUs do not belong to `num_slices` equal slices, or if
+      `num_slices` does not divide the number of other devices.
   """
   size, rest = divmod(len(devices), num_slices)
   parts = [devices[i * size : (i + 1) * size] for i in range(num_slices)]

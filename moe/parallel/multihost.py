@@ -34,7 +34,7 @@ def sharing_sigterm() -> Iterator[None]:
   """Lets JAX handle SIGTERM in the block, and tell all processes of it.
 
   In the block all processes can call `reached_preemption_sync_point` of JAX.
-  JAX starts this service only once in a process.
+  JAX can start its preemption service only once in a process.
   """
   # JAX starts the service in `initialize` or not at all. So we call the
   # function that `initialize` would call.

@@ -13,7 +13,8 @@ from typing import Any
 # TCP's keep-alive messages find a lost machine within this many seconds.
 LOST_SECONDS = 14
 # A process that is stopped keeps its connection. So each process sends a sign
-# of life so often. Without one for `SILENT_SECONDS` it counts as lost.
+# of life every `BEAT_SECONDS`. Without a sign for `SILENT_SECONDS` it counts as
+# lost.
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 75.0
 _LONGEST_LINE = 2**16
@@ -30,7 +31,7 @@ def allow_descriptors(number: int) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-  """Listens at a port; raises ValueError if another program uses it."""
+  """Listens at a port; raises ValueError if the port is not available."""
   is_local = host in ('localhost', '127.0.0.1')
   try:
     if is_local or not socket.has_dualstack_ipv6():
@@ -46,10 +47,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def readable(waiting: Iterable[Any], seconds: float | None) -> list[Any]:
-  """Waits until one of some sockets or peers has data; returns those.
+  """Waits for data at sockets or peers; returns those that have data.
 
-  `select.select` fails if a descriptor is 1,024 or more, which happens in large
-  programs.
+  `select.select` is not used: it fails if a descriptor is 1,024 or more, which
+  happens in large programs.
 
   Args:
     waiting: the sockets or peers.
@@ -125,12 +126,16 @@ class Peer:
     return messages if all(isinstance(m, dict) for m in messages) else None
 
   def is_silent(self) -> bool:
-    """Whether no data came for `SILENT_SECONDS`, and none had to come."""
+    """Whether the process has been silent for too long.
+
+    It may be silent for `SILENT_SECONDS` after its last data, and as long after
+    a time that `allow_silence` has granted.
+    """
     since = max(self.heard, self._busy_until)
     return time.monotonic() - since > SILENT_SECONDS
 
   def allow_silence(self, seconds: float) -> None:
-    """Allows the process to be silent for so many seconds more."""
+    """Allows the process to be silent for `seconds` from now on."""
     self._busy_until = time.monotonic() + seconds
 
   def greeting(self) -> dict[str, Any]:

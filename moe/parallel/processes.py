@@ -32,10 +32,10 @@ def initialize(
   """Joins the other processes, if any; must be called first, and only once.
 
   NUM_PROCESSES, PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0)
-  say which process this is. Without these variables JAX asks Slurm, GKE, Open
-  MPI or the metadata of a TPU VM; then JAX_COORDINATOR_PORT may set another
-  port. The port after the coordinator's port (65534 for 65535) must be open,
-  too.
+  say which process this is. Without these variables JAX asks Slurm, Kubernetes,
+  Open MPI or the metadata of a TPU VM; then JAX_COORDINATOR_PORT may set
+  another port. The port after the coordinator's port (65534 for 65535) must be
+  open, too.
 
   Args:
     patience: seconds to wait for the others; None for the environment variable
@@ -89,6 +89,7 @@ def _find(patience: float) -> tuple[roll_call.Place | None, list[int] | None]:
   devices are None if the process uses all devices of its machine.
 
   Raises:
+    ValueError: if only some of the variables are set, or a number is wrong.
     roll_call.Missing: if the name of process 0's machine is unknown after
       `patience` seconds.
   """
@@ -195,7 +196,7 @@ def tell_step(step: int, host: float, whole: float) -> None:
 
 
 def tell_busy(seconds: float) -> None:
-  """Tells the others that this process may be silent for so many seconds.
+  """Tells who watches this process that it may be silent for `seconds`.
 
   This is for a call into C code that keeps Python's lock. Then no thread of
   this process can send a sign of life.
@@ -215,8 +216,8 @@ def leave(code: int, text: str = '') -> None:
   """Tells the other processes, if any, that this process ends.
 
   If there are others and `code` is 0, this function waits until all are done.
-  If `code` is not 0, it ends the process. If Python ended normally, JAX would
-  wait for the other processes for minutes.
+  If there are others and `code` is not 0, it ends the process. If Python ended
+  normally, JAX would wait for the others for minutes.
 
   Args:
     code: exit code of this process.

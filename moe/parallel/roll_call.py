@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 # goes on.
 TELL_SECONDS = 30.0
 _RETRY_SECONDS = 0.2
-# Process 0 needs a descriptor for each other process, and about so many others.
+# Process 0 needs a descriptor for each other process, and some for other files.
 _OTHER_DESCRIPTORS = 1024
 
 
@@ -262,7 +262,7 @@ class Hub:
     self._pace.add(0, *times)
 
   def tell_busy(self, seconds: float) -> None:
-    """Tells the others that this process may be silent for so many seconds."""
+    """Tells the others that this process may be silent for `seconds`."""
     for peer in self._peers.values():
       peer.send(busy=seconds)
 
@@ -275,9 +275,9 @@ class Hub:
     who = self._place.name(0, socket.gethostname())
     news = farewell.left(who, code, text) if code else {'bye': True}
     for peer in self._peers.values():
-      peer.has_left |= code > 0  # It ends because of these news.
+      peer.has_left |= code > 0  # The peer ends because of these news.
       peer.send(**news)
-    # When process 0 ends, JAX ends the others at once. So they end first.
+    # When process 0 ends, JAX ends the others at once. So they must end first.
     if code:
       self._left.wait(news['grace'] + 2)
     else:
@@ -384,7 +384,7 @@ class Member:
     self._hub.send(times=times)
 
   def tell_busy(self, seconds: float) -> None:
-    """Tells process 0 that this process may be silent for so many seconds."""
+    """Tells process 0 that this process may be silent for `seconds`."""
     self._hub.send(busy=seconds)
 
   def leave(self, code: int, text: str) -> None:

@@ -64,8 +64,8 @@ def activation_rules(
 ) -> tuple[tuple[str, MeshAxes | None], ...]:
   """Returns a table in the form that flax reads for activations.
 
-  The axes 'embed' and 'latent' are left out, since they divide parameters but
-  not activations.
+  The axes 'embed' and 'latent' are left out, since these dims are divided in
+  parameters but not in activations.
   """
   return tuple(
     (name, mesh_axes or None)
@@ -80,7 +80,7 @@ def token_axes(rules: Table) -> MeshAxes:
 
 
 def layout(rules: Table, mesh: Mesh) -> Layout:
-  """Returns the mesh axes by use, without axes of size 1."""
+  """Returns the mesh axes by use; axes of size 1 are only in `sizes`."""
   used = lambda mesh_axes: tuple(a for a in mesh_axes if mesh.shape[a] > 1)
   if mesh.size == 1:
     return Layout()

@@ -82,7 +82,7 @@ def savings(run: Run) -> Iterator[tuple[str, Callable]]:
 
 
 def _smaller_states(run: Run) -> Iterator[tuple[str, Callable]]:
-  """Yields those changes of `savings` that affect the state's memory.
+  """Yields those changes of `savings` that change how the state is stored.
 
   They store gradients, parameters or moments in fewer bits, keep the
   optimizer's state in host memory, or choose Adafactor.
@@ -149,7 +149,7 @@ def knobs(
 def knobs_by_work(run: Run, mesh: Mesh) -> list[dict[str, Any]]:
   """At most three changes that save memory with the fewest additional FLOPs.
 
-  They are for devices whose step `layout` cannot forecast, such as GPUs.
+  This is for devices whose step `layout` cannot forecast, such as GPUs.
 
   Args:
     run: the run.

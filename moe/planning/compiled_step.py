@@ -105,7 +105,7 @@ def refused(
   Args:
     slice_: the chips.
     error: what the compiler said.
-    knobs: changes that save memory, from `changes.knobs`.
+    knobs: changes that save memory, in the form of `changes.knobs`.
   """
   return {
     'topology': str(slice_),

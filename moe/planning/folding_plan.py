@@ -3,7 +3,7 @@
 It has the parameters of each part, from shapes, and the bytes, collectives and
 seconds of the compiled step. It has no FLOPs by formula and no MFU: the share
 of triangles and pairs in a step grows with the length of the chains, and
-`moe.scale.cost` counts language models only.
+`moe.scale.cost` counts the FLOPs of language models only.
 """
 
 import dataclasses

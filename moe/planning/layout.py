@@ -41,8 +41,8 @@ class Forecast:
     full_overlap: time of a step with full overlap, in seconds.
     mfu: MFU without overlap.
     bound: the resource that is busy for the longest time.
-    warnings: a sentence for each rule of `forecast.refusal` that the forward
-      pass of one layer breaks.
+    warnings: a sentence for each kind of transfer that takes longer than the
+      products of its layer in the forward pass, see `forecast.warnings`.
     refusal: why the layout is refused; None if it is not.
     state: index of the number formats among those that `search` tries; 0 is the
       most exact.
@@ -270,7 +270,7 @@ def forecast_of(
   """Makes the forecast of a run on a slice.
 
   Raises:
-    ValueError: if batch, groups or experts do not divide evenly.
+    ValueError: if batch, groups, experts or parameters do not divide evenly.
   """
   check(run, len(devices))
   where = place_run(run, make_mesh(run.mesh, devices))

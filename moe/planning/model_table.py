@@ -65,7 +65,7 @@ def figure(text: str) -> float:
 
 
 def difference(value: int, text: str | None) -> float | None:
-  """Difference of our count from the published count, in percent of the latter.
+  """Our count minus the published count, in percent of the published count.
 
   None if no count is published.
   """

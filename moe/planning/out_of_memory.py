@@ -48,7 +48,7 @@ def explained(run: Run, program: Program) -> Iterator[None]:
 
 
 def describe(run: Run, program: Program, message: str) -> str:
-  """The largest arrays of a device, and the three cheapest ways to save memory.
+  """Names the largest arrays, and at most three ways to save memory.
 
   Args:
     run: the run.

@@ -23,8 +23,8 @@ from moe.layers import pairs
 from moe.models import functional
 from moe.types import Array, PyTree
 
-# The residues, the width of pairs and the heads of triangle attention, as in
-# models/fold_tiny.gin.
+# Number of residues, width of pairs, and heads of triangle attention. The last
+# two are those of models/fold_tiny.gin.
 SIZES = {'length': 128, 'width': 32, 'heads': 0}
 _HEAD_DIM, _FACTOR = 32, 2
 _SUMS = {
@@ -118,7 +118,7 @@ def alphafold(
 def multiplication(
   direction: str, params: PyTree, pair_BIJZ: Array, valid_BI: Array
 ) -> Array:
-  """The update of Algorithm 11 or 12, by five products of one input."""
+  """The update of AlphaFold's Algorithm 11 or 12, with separate projections."""
   x = _norm(params['norm_in'], pair_BIJZ)
   one, two, gate_one, gate_two, gate = (
     _linear(params[name], x) for name in _FACTORS
@@ -133,7 +133,7 @@ def multiplication(
 def _attention(
   heads: int, params: PyTree, pair_BIJZ: Array, valid_BI: Array
 ) -> Array:
-  """The update of Algorithm 13, by four products of one input."""
+  """The update of Algorithm 13, with a product for each of `_PROJECTIONS`."""
   x = _norm(params['norm'], pair_BIJZ)
   bias = jnp.moveaxis(_linear(params['bias'], x), -1, -3)[:, None]
   query, key, value, gate = (
@@ -187,7 +187,7 @@ def _with_gradients(apply: Callable) -> Callable:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
   """The report of the subcommand `pairs`.
 
-  Neither program rematerialises.
+  Neither of the two programs rematerialises.
 
   Args:
     args: flags `length`, `width`, `heads` and `rounds`.

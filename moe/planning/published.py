@@ -144,7 +144,7 @@ def predictions(
 
 
 def layer_seconds(run: Run, slice_: Slice) -> dict[str, float | None]:
-  """Seconds, FLOPs and temporary bytes per layer, by the compiler.
+  """Seconds, FLOPs and temporary bytes per layer, from compiled steps.
 
   Two training steps are compiled, with one period and with two. The difference
   of their costs is the cost of a period's layers, with the updates of their

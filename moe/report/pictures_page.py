@@ -56,7 +56,7 @@ def join(directories: Sequence[str]) -> list[Score]:
   """The scores of several runs as means; reads the JSON files of `write`.
 
   Args:
-    directories: of the files, one for each seed.
+    directories: the folders of the files, one for each seed.
 
   Raises:
     ValueError: if a file is missing, if there are fewer than two, or if two

@@ -79,8 +79,8 @@ _SMALL = (
   ('dead_experts', 'Experts without tokens', '{x:g}', 'zero'),
   ('time.mfu', 'Model FLOPs utilisation', '{x:.1%}', 'zero'),
 )
-# Further small figures of a folding run: each term of the loss, and what shows
-# whether a model has more than the distances of neighbours.
+# Further small figures of a folding run: the terms of the loss, and numbers
+# that show whether a model has learnt more than the distances of neighbours.
 _FOLDING = tuple(
   (key, title, '{x:g}', 'fit')
   for key, title in (

@@ -98,8 +98,7 @@ def load_balance_loss(
   gradient flows through f. With scope 'global' (Qiu et al., 2025,
   https://arxiv.org/abs/2501.11873) the unit is the microbatch over all devices.
   Then f counts the assignments of this step, up to and including the current
-  microbatch. The sum is E * sum_e f_e * (sum of p_e over the microbatch's
-  tokens).
+  microbatch. Each device returns the part of the sum that its own tokens add.
 
   Args:
     probs_GME: distribution over experts, float32.

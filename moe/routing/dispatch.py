@@ -1,7 +1,7 @@
 """Permutes tokens to rows sorted by expert, and outputs back to tokens.
 
-A dispatch gives each valid row of a plan a slot if the expert has a free one. A
-row goes to its expert together with its weight. The expert multiplies its
+A dispatch gives a valid row of a plan a slot if its expert has a free slot. The
+row goes to the expert together with its weight. The expert multiplies its
 hidden layer by the weight, so unpermuting is a plain sum. The slots of one
 expert are adjacent. With capacity C, slots are [G, E * C], which the experts
 read as [E, G * C]. Without capacity, each expert has one run of rows. Except in
@@ -242,9 +242,9 @@ class Dropless:
       x_GMD: tokens.
       plan: the experts of each token.
       num_experts: E of the plan.
-      capacity: U, rows of the buffer; None for the number of rows of the plan.
-        If the buffer is too short, rows of the last experts are dropped and
-        counted.
+      capacity: U, rows of the buffer; None or a larger number means the number
+        of rows of the plan. If the buffer is too short, rows of the last
+        experts are dropped and counted.
     """
     G, M, D = x_GMD.shape
     R, E = plan.expert_GR.size, num_experts

@@ -5,7 +5,8 @@ dispatch, and sends each row to the device of its expert. `collect` sends the
 experts' outputs back and adds them up by token. `send` also counts:
 
   dropped           requested rows that no expert computes, for any reason
-  dropped_receiver  dropped rows for which a receiver had no space
+  dropped_receiver  rows for which a receiver of `Ragged` had no space; 0 with
+                    other exchanges
   bytes_exchanged   bytes that one device sends to others in the forward pass,
                     with weights and counts. The padding of `transport.move` is
                     not counted, because TPUs do not send it, and neither is
@@ -56,8 +57,8 @@ class Arrived(NamedTuple):
     weight: float32 weight of each row, by which the experts multiply.
     count_E: int32 number of rows of each expert of this device; None if each
       has U rows.
-    permuted: result of the last dispatch.
-    dispatch: the last dispatch.
+    permuted: the result of `dispatch`.
+    dispatch: the dispatch that made `rows`; with `Ragged`, the receiver's.
     experts: where the experts are.
     traffic: name -> (sum, weight): counts of dropped rows and bytes sent.
     visit: how tokens were sent; only for `Ragged`.
@@ -128,7 +129,7 @@ class AllToAll:
       for a_EUD in (rows, weight):
         a_nEGCD = a_EUD.reshape(n, E // n, G, C, *a_EUD.shape[2:])
         a_nEGCD = jax.lax.all_to_all(a_nEGCD, experts.axes, 0, 0)
-        # The first dims are now the expert of this device and the sender.
+        # After the swap the first dims are the local expert and the sender.
         a_EnGCD = checkpoint_name(a_nEGCD.swapaxes(0, 1), ARRIVED)
         received.append(a_EnGCD.reshape(E // n, n * G * C, *a_EUD.shape[2:]))
       rows, weight = received
@@ -153,13 +154,14 @@ class Ragged:
   """A token is sent once to each device that has at least one of its experts.
 
   The receiver copies the token to each of its own experts that the token has
-  chosen, adds up their weighted outputs, and sends one row back. So at most
-  min(k, devices) rows are sent per token. With `dispatch.Sorted` all tokens of
-  the expert axis share the slots of an expert. With priority 'position', first
-  choices come before second choices. Among choices of one rank, the senders get
-  slots in turns, so no device is favoured. `dispatch.Dropless` has no slots; it
-  drops rows only if they exceed the buffer, or if their copies for experts
-  exceed buffer_factor times an even share (a device's tokens x k).
+  chosen, adds up their weighted outputs, and sends one row back. So a token
+  with A experts takes at most min(A, devices) rows. With `dispatch.Sorted` all
+  tokens of the expert axis share the slots of an expert. With priority
+  'position', first choices come before second choices. Among choices of one
+  rank, the senders get slots in turns, so no device is favoured.
+  `dispatch.Dropless` has no slots; it drops rows only if they exceed the
+  buffer, or if their copies for experts exceed buffer_factor times an even
+  share (a device's tokens x k).
 
   Attributes:
     buffer_factor: rows of a device's receive buffer, as a multiple of an even
@@ -348,7 +350,7 @@ class Replicated:
 
   This suits batches that are too small to be divided, as in decoding. If the
   axis divides the batch, a layer refuses this exchange in training. Each device
-  returns the counts of the whole axis.
+  returns the number of dropped rows of the whole axis.
   """
 
   def send(

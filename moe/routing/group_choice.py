@@ -1,6 +1,7 @@
 """Routers that look at all tokens of a routing group before they choose.
 
-In training, a token's experts depend on later tokens of the group.
+All of them do this in training, so a token's experts depend on later tokens of
+the group. `ExpertChoice` also does it in evaluation.
 """
 
 import dataclasses

@@ -15,7 +15,8 @@ from moe.routing.plan import RoutingPlan
 from moe.types import Array
 
 PRIORITIES = ('position', 'probability')
-# A sort key and the index of its row fit one int32 together below this limit.
+# A sort key and the index of its row fit one int32 together if the number of
+# possible pairs is below this limit.
 INT32_LIMIT = 2**31
 
 
@@ -126,7 +127,8 @@ def spill(
 ) -> tuple[Array, Array]:
   """Gives free slots to spare rows (spill to the next choice).
 
-  A spare row gets a slot only if its token has fewer slots than requested rows.
+  A spare row gets a slot only if its token has fewer slots than rows that
+  `requested_rows` counts.
 
   Args:
     plan: the experts of each token.

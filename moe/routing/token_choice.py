@@ -171,7 +171,7 @@ class TokenChoice(Router):
 class TopK(TokenChoice):
   """Softmax over the experts; a token uses the k most probable experts.
 
-  As in Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, without noise.
+  Shazeer et al. (2017), https://arxiv.org/abs/1701.06538, but without noise.
 
   Attributes:
     renormalize: whether the k weights are divided by their sum, as in Mixtral
@@ -365,9 +365,9 @@ class Hash(Router):
   """A token's id decides its experts; nothing is learned.
 
   Roller et al. (2021), https://arxiv.org/abs/2106.04426. The first expert is
-  floor(E * frac(id / golden ratio)). Consecutive ids are spread almost evenly
-  over the experts. The paper draws a random table instead. The numbers of a
-  token's k experts are E // k apart. Every weight is 1 / k.
+  floor(E * frac(id / golden ratio)), but for rounding. Consecutive ids are
+  spread almost evenly over the experts. The paper draws a random table instead.
+  The numbers of a token's k experts are E // k apart. Every weight is 1 / k.
 
   Attributes:
     num_active: k.

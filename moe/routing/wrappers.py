@@ -78,9 +78,10 @@ class NullExperts(Wrapper):
   LongCat-Flash (2025, https://arxiv.org/abs/2509.01322) uses copy experts
   alone. A token chooses among the E experts and n = num_null + num_copy added
   experts. The output of a null expert is 0. The output of a copy expert is the
-  token itself. Neither takes a row. If all E + n experts are used equally
-  often, k E / (E + n) of a token's k choices compute. In losses, loads, biases
-  and statistics the added experts come after the E others.
+  token itself. No rows are sent to null or copy experts. If all E + n experts
+  are used equally often, k E / (E + n) of a token's k choices compute. In
+  losses, loads, biases and statistics the added experts come after the E
+  others.
 
   Attributes:
     num_null: number of null experts.

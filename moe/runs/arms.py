@@ -49,8 +49,9 @@ def arms(
     seeds: numbers of seeds: one number for all arms, or one for each arm.
 
   Raises:
-    ValueError: if there are fewer than two arms, if an arm cannot be read, or
-      if `seeds` does not have one number or as many as there are arms.
+    ValueError: if there are fewer than two arms, if an arm cannot be read or
+      binds what the ladder binds, or if `seeds` has a number below 1 or the
+      wrong length.
   """
   found = [
     Arm('dense', ('DENSE_TWIN=True',), 0)
@@ -145,7 +146,7 @@ def load(
     name of an arm -> its run.
 
   Raises:
-    ValueError: if the arms do not train and evaluate on the same batches.
+    ValueError: if a field of `Data` other than `transforms` differs.
   """
   runs = {arm.name: read(arm.bindings) for arm in wanted}
   first, *others = runs

@@ -225,7 +225,9 @@ def _train(
     settings.drop_warning,
     goodput=spent,
   )
-  if jax.process_index() == 0:  # `Progress` has removed the steps of others.
+  # The log now ends at the restored step, so these skips are those of all its
+  # steps.
+  if jax.process_index() == 0:
     skips.record_use(attempt.workdir, reader.skips)
   with (
     contextlib.closing(shown),

@@ -2,7 +2,7 @@
 
 Logs are appended, and an object store takes whole files only. So the run writes
 its files into a directory of this machine, the mirror, and copies them to the
-bucket before each checkpoint and at its end. Checkpoints go to the bucket
+bucket before each checkpoint and at the end. Checkpoints go to the bucket
 alone. A run that resumes, on any machine, first fetches the files from there.
 
 TensorBoard's files stay in the mirror.
@@ -73,7 +73,7 @@ def opened(place: str, is_written: bool = False) -> str:
       f'{place} must be in a bucket that can be used, got {reason}: make the'
       ' bucket, or log in.'
     ) from error
-  if listing.bucket_of(workdir) != url:  # The bucket has no such file.
+  if listing.bucket_of(workdir) != url:  # The bucket may lack this file.
     atomic_files.write_file(os.path.join(workdir, listing.BUCKET), url)
   _logger.info(f'the files of {url} are also in {workdir}')
   return workdir
@@ -102,7 +102,7 @@ def _wait_for_others(where: str) -> None:
 
 
 def _empty_if_old(remote: epath.Path, workdir: str) -> None:
-  """Removes the mirror if its files are those of an older run at this URL."""
+  """Removes the mirror if the bucket names another run than the mirror."""
   marker, own = remote / listing.BUCKET, epath.Path(workdir) / listing.BUCKET
   if marker.exists():
     if not own.exists() or own.read_text() != marker.read_text():

@@ -98,7 +98,8 @@ def resumed_state(
   """
   if not listing.shared_steps(checkpointer.directory):
     return None, None
-  # The rule for spikes may be switched on or off in the middle of a run.
+  # `norms` is for the rule for spikes, which may be switched on or off in the
+  # middle of a run.
   return checkpointer.restore(None, program.abstract, optional='norms/.*')
 
 
@@ -163,7 +164,7 @@ def find_data(
   Args:
     run: the run.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
   """
   data = run.data
   wanted = [(data.train, ['train'])]
@@ -199,8 +200,8 @@ def open_data(
 ) -> tuple[Reader, dict[str, HeldOut]]:
   """Returns (reader of training batches, held-out data by task).
 
-  Each process reads only the rows of its own devices. The vocabulary is copied
-  into the work directory.
+  Each process reads only the rows of its own devices. The vocabulary and the
+  image tokenizer are copied into the work directory.
 
   Args:
     run: the run.

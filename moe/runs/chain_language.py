@@ -156,7 +156,7 @@ def _num_right(
 
   Args:
     trained: the run.
-    records: of the task `proteins_3di`.
+    records: records of the task `proteins_3di`.
     is_hidden: whether the model reads a mask in place of each letter, and all
       letters as one block.
 

@@ -65,7 +65,7 @@ def listed(directory: epath.Path) -> list[StepSummary]:
 
 
 def as_table(steps: Sequence[StepSummary]) -> str:
-  """A line for each step, with its size and metrics."""
+  """A heading, then a line for each step with its size and metrics."""
   lines = [f'{"step":>10} {"size":>10}  metrics']
   for one in steps:
     remarks = [f'{name}={value:.4g}' for name, value in one.metrics.items()]

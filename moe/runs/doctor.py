@@ -172,21 +172,26 @@ def _writing(workdir: str) -> Iterable[Finding]:
 
 
 def _chips() -> Iterable[Finding]:
-  """Finds processes that hold a TPU, and the lock file of an ended process."""
+  """Finds processes that hold a TPU, and the lock file of an ended process.
+
+  A host without TPUs has no finding, since nothing waits for its lock file.
+  """
   chips = [path for pattern in _CHIPS for path in glob.glob(pattern)]
+  if not chips:
+    return
   holders = holders_of([*chips, _LOCK])
   for process, (path, name) in holders.items():
     text = f'process {process} ({name}) holds {path}: end it first'
     yield Finding(BAD, 'chips', text)
   if os.path.exists(_LOCK) and not holders:
     text = f'{_LOCK} is left from a process that has ended: remove it'
-    yield Finding(BAD if chips else DOUBT, 'chips', text)
-  elif chips and not holders:
+    yield Finding(BAD, 'chips', text)
+  elif not holders:
     yield Finding(GOOD, 'chips', f'{len(chips)} TPU devices are free')
 
 
 def holders_of(paths: Iterable[str]) -> dict[int, tuple[str, str]]:
-  """Finds the processes that have one of the files open.
+  """Finds the other processes that have one of the files open.
 
   The processes of other users are found only if this process runs as root.
 

@@ -15,7 +15,7 @@ from moe.runs.picture_model import PictureModel
 
 _logger = logging.getLogger(__name__)
 
-# Number of sentences on which the guidance is chosen.
+# Largest number of sentences on which the guidance is chosen.
 _TRIED = 100
 
 
@@ -70,7 +70,8 @@ def with_guidance(
     right, _ = picture_judge.right_and_features(
       judge, np.stack([one.pixels for one in made]), others.facts
     )
-    # A weak model gets whole pictures right too seldom to tell guidances apart.
+    # A weak model rarely gets a whole picture right. So guidances are compared
+    # by the mean over the attributes.
     parts = [np.nanmean(v) for v in right.values() if not np.isnan(v).all()]
     found[guidance] = float(np.mean(parts))
     _logger.info(
@@ -103,9 +104,9 @@ def judged(
     judge: a network that was trained without the model.
 
   Returns:
-    Two upper bounds, which are the scores of real and of reconstructed
-    pictures; the scores of drawn pictures; all by attribute and by kind of
-    scene; the distances between drawn and real pictures.
+    Scores of real, of reconstructed and of drawn pictures, for each attribute
+    and each kind of scene; then the distances between drawn and real pictures.
+    The scores of real and reconstructed pictures are upper bounds.
   """
   _, real = picture_judge.right_and_features(judge, known.pixels, known.facts)
   right, features = picture_judge.right_and_features(judge, drawn, wanted.facts)
@@ -120,7 +121,7 @@ def judged(
 def copied(
   mean: Mean, pixels: np.ndarray, training: HeldOut, near: np.ndarray
 ) -> Score:
-  """Share of drawn pictures that are suspicious, see `is_nearer`."""
+  """Share of suspicious drawn pictures, see `picture_sets.is_nearer`."""
   ours, _ = picture_sets.nearest(pixels, training.pixels)
   return mean(
     'drawn pictures nearer to a training picture than 95% of held-out ones',

@@ -117,7 +117,7 @@ class FoldingModel:
         yield from self._fold(part, (rows, size), recycles, seed)
 
   def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
-    """The trunk's state of each residue, float32 [I, D] for each chain."""
+    """The trunk's state of each residue, [I, D] for each chain."""
     size = next(b for b in BUCKETS if b >= max(c.codes.size for c in chains))
     rows, found = max(1, _PAIRS_AT_ONCE // size**2), []
     for first in range(0, len(chains), rows):
@@ -254,14 +254,14 @@ def unfolded(name: str, sequence: str) -> Chain:
 
 
 def load(run: FoldingRun, directory: str) -> FoldingModel:
-  """Reads the best step of a run, or its latest step if no step has a score.
+  """Reads the best step of a run; without scores, its newest sound step.
 
   Args:
     run: the run, from the configuration in the directory.
     directory: work directory of the run.
 
   Raises:
-    ValueError: if there is no checkpoint, or a damaged one.
+    ValueError: if there is no sound checkpoint, or if the best is damaged.
   """
   steps_dir = listing.steps_dir(directory)
   loaded, meta = restore.load_params(

@@ -1,4 +1,4 @@
-"""The classes of a run that trains a folding model: its settings."""
+"""The settings of a run that trains a folding model."""
 
 import dataclasses
 import inspect
@@ -34,7 +34,8 @@ class Chains:
 
   Attributes:
     names: names of sources: 'chains', or folders of a user, such as
-      './my_structures'. Checkpoints are ranked by the first source.
+      './my_structures'. The first source with held-out chains ranks
+      checkpoints.
     crop: residues of a row in training; longer chains are cut.
     batch_size: B, over all devices and microbatches.
     longest: chains with more residues are left out.
@@ -139,7 +140,8 @@ class FoldingRun:
     Raises:
       ValueError: if the trunk has a parametrisation.
     """
-    # Only training has learning rates, so older runs can still fold.
+    # Folding needs no learning rates. So an older run with a parametrisation
+    # can still fold, and only training checks this.
     if self.model.trunk.parametrisation:
       raise ValueError(
         'PARAMETRISATION must be None for a folding model, since its parts'

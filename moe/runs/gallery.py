@@ -1,8 +1,8 @@
 """Pictures for the report of a run: drawn, reconstructed and described ones.
 
 At each evaluation the run draws the same sentences again, with the same seed.
-At its end it describes and recognises held-out pictures. The pictures come from
-the folder with the codes, in which the image tokenizer lies.
+At its end it describes and recognises held-out pictures. They come from the
+folder of codes that also holds the image tokenizer.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ from moe.train.state import TrainState
 
 _logger = logging.getLogger(__name__)
 
-# Numbers of sentences to draw, and of pictures to describe and to recognise.
+# Largest numbers of sentences to draw, and of pictures to describe and to
+# recognise.
 _DRAWN, _DESCRIBED, _RECOGNISED = 8, 12, 200
 # If there are more different names than this, they are not used as labels.
 _MAX_LABELS = 20
@@ -96,8 +97,8 @@ def with_gallery(
   """The evaluations of a run; the last one then makes the gallery.
 
   There is no gallery if the run has no image tokenizer, or a router that needs
-  later tokens, or if the codes of its held-out pictures are not beside the
-  tokenizer. All processes must call this, and all of them draw the pictures.
+  later tokens, or if no evaluation `draw_<source>` has its held-out codes
+  beside the tokenizer. All processes must call this and draw the pictures.
 
   Args:
     run: the run.

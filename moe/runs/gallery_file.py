@@ -38,7 +38,7 @@ class Gallery:
 
 
 def read(workdir: str | os.PathLike) -> dict[str, Gallery]:
-  """Name of the pictures -> gallery; {} if the run has none."""
+  """Name of the source -> gallery; {} if the run has no such file."""
   path = os.path.join(workdir, FILE)
   if not os.path.exists(path):
     return {}

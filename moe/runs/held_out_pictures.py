@@ -13,7 +13,8 @@ from moe.evaluate import comparison
 from moe.evaluate.score import Score
 from moe.runs.drawing import Drawing
 
-# A picture's own sentence must be found among this many, itself included.
+# A picture's own sentence must be found among this many sentences, itself
+# included.
 RIVALS = 16
 
 # (sentence, facts of a picture) -> attribute -> whether the sentence is right.
@@ -31,8 +32,8 @@ class Request:
       chosen by the judge, on other sentences than those that are scored.
     num_drawn: number of sentences to draw, a random choice of each source.
     limit: number of held-out pictures to read, the first ones of each source.
-    judge_epochs: number of passes over the training pictures in the training of
-      the judge, a network that is trained apart from the models.
+    judge_epochs: least number of passes over the training pictures of the
+      judge, a network that is trained apart from the models.
     command: the command that gives the same numbers again.
   """
 

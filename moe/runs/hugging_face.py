@@ -37,12 +37,13 @@ class Options(NamedTuple):
   """Options of the written files.
 
   Attributes:
-    dtype: dtype of the weights: 'float32', which is exact, 'bfloat16' or
-      'float16'.
+    dtype: dtype of the weights: 'float32', 'bfloat16' or 'float16'. Router
+      biases stay float32.
     is_fused: True writes all experts of a layer as one array, the layout that
       transformers 5 has in memory. False writes an array for each expert, which
       most programs expect.
-    shard_bytes: largest size of a file of weights, in bytes.
+    shard_bytes: largest size of a file of weights, in bytes. A larger array
+      gets its own file.
   """
 
   dtype: str = 'float32'
@@ -62,8 +63,8 @@ def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
     Names of the files, weights first.
 
   Raises:
-    ValueError: if the format cannot describe the model, or if the directory has
-      files.
+    ValueError: if the dtype is unknown, if the format cannot describe the model
+      or its ids, or if the directory has files.
   """
   config = config_of(run, options.dtype)
   if not run.ids.is_text:
@@ -103,7 +104,7 @@ def export(run: TrainedRun, directory: str, options: Options) -> list[str]:
 
 
 def config_of(run: TrainedRun, dtype: str) -> dict[str, Any]:
-  """The entries of config.json, without the ids of start and end marks."""
+  """The entries of config.json, without the ids of special tokens."""
   if dtype not in _FORMAT_DTYPES:
     raise ValueError(
       f'dtype={dtype!r} must be one of {", ".join(_FORMAT_DTYPES)}.'
@@ -187,8 +188,8 @@ def read_weights(
     devices: devices of the mesh; None takes all.
 
   Raises:
-    ValueError: if a file is damaged, or if an array is missing, has no use or
-      has another shape. The message names the array.
+    ValueError: if a file is damaged, if there are fewer arrays than layers or
+      experts, or if an array is missing, has no use or has another shape.
   """
   devices = list(devices or jax.devices())
   found = {
@@ -268,8 +269,7 @@ def write_run(
 def _copy_vocabulary(directory: str, workdir: str) -> str | None:
   """Copies tokenizer.model, and returns its SHA-256.
 
-  If the file is missing or the vocabulary alters texts, nothing is copied and
-  the result is None.
+  If `Vocabulary` refuses the file, nothing is copied and the result is None.
   """
   path = os.path.join(directory, 'tokenizer.model')
   try:

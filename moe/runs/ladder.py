@@ -157,9 +157,10 @@ def run(
     workdir: directory of the ladder.
 
   Raises:
-    ValueError: if a run ends with an error, or if its directory has a run with
-      another command; if an arm diverges at each learning rate, or a run at the
-      best one.
+    ValueError: if a run ends with an error; if its directory has a run with
+      another command; if an arm diverges at each learning rate; or if a run
+      diverges at the best rate of its arm.
+    stop_signals.Stopped: after a signal to stop.
   """
   runner = _Runner(ladder, train, pathlib.Path(workdir))
   swept = list(ladder.sweep)
@@ -295,11 +296,12 @@ class _Runner:
     running: dict[Entry, tuple[subprocess.Popen, float]],
     stopped: list[str],
   ) -> None:
-    """Starts and ends processes; `running` has those that have not ended.
+    """Starts the processes, and waits until all have ended.
 
     Args:
       waiting: runs to start.
-      running: run -> (its process, when it started).
+      running: run -> (its process, when it started), for processes that have
+        not ended.
       stopped: if a signal adds its name, no further run starts.
     """
     total, number = len(waiting), 0
@@ -345,7 +347,7 @@ class _Runner:
       )
 
   def _end(self, entry: Entry, code: int, seconds: float) -> None:
-    """Logs the score of a run that has ended, or raises its error."""
+    """Logs how a run has ended; raises ValueError if it ended with an error."""
     directory = self.directory(entry)
     took = quantities.in_seconds(seconds)
     if code:

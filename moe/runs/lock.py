@@ -61,10 +61,11 @@ def held(workdir: str) -> Iterator[Callable[[], None]]:
 
   Yields:
     A function that raises ValueError if another run has taken the directory.
+    Only process 0 checks this.
 
   Raises:
-    InUse: if another run holds the lock; the message names its host and
-      process.
+    InUse: if another run holds the lock; the message of process 0 names its
+      host and process.
   """
   lock, error = None, None
   if jax.process_index() == 0:
@@ -117,7 +118,7 @@ class _Lock:
     """Creates the file or replaces a stale one.
 
     Raises:
-      InUse: if the owner of the file is alive.
+      InUse: if the owner of the file is alive, or another run takes the file.
     """
     watched, since = None, 0.0
     while not self._create():

@@ -1,4 +1,4 @@
-"""The independent network that judges pictures, and its two ceilings."""
+"""The independent network that judges pictures, and scores by its answers."""
 
 from collections.abc import Mapping
 
@@ -19,13 +19,14 @@ _STEPS_OF_VALUE = 15
 def judge_of(
   by_split: Mapping[str, str], training: HeldOut, epochs: int, cache_dir: str
 ) -> Judge | None:
-  """The independent network of a source of pictures.
+  """The network that judges drawn pictures; it is trained apart from the model.
 
   Args:
     by_split: split -> directory of a store. If there is a split for the judge,
-      it is trained on this split, so it has seen no picture of the model.
+      the judge is trained on this split, and sees none of the pictures on which
+      the model is trained.
     training: the pictures of the training split.
-    epochs: how often the judge sees each picture; more often if they are few.
+    epochs: least number of passes over the pictures; a small set gets more.
     cache_dir: directory of the caches; '' for none.
 
   Returns:
@@ -52,7 +53,7 @@ def judge_of(
 def right_and_features(
   judge: Judge, pixels: np.ndarray, facts: list[dict]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Attribute -> whether the judge sees it in each picture; and features."""
+  """(attribute -> whether the judge is right about each picture, features)."""
   answers, features = judge_lib.judge(judge, pixels)
   return judge_lib.right(judge, answers, facts), features
 

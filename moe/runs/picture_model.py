@@ -192,7 +192,7 @@ class PictureModel:
       self._artist(options.sampling), self.trained.params, self.trained.state
     )
     prompts = [self.prompt(sentence) for sentence in sentences]
-    # Chunks of equal size share one program.
+    # All chunks but the last have the same size, so they share a program.
     num_chunks = -(-len(prompts) // (_MAX_ROWS // 2))
     made, chunk = [], -(-len(prompts) // num_chunks)
     for first in range(0, len(prompts), chunk):

@@ -216,7 +216,7 @@ def _overlap(
 def _described(
   mean: Mean, pictures: HeldOut, written: list[str], agreement: Agreement
 ) -> list[Score]:
-  """Share of the model's captions that are right, by attribute and kind."""
+  """Share of right captions, by attribute; for 'all', also by kind of scene."""
   right = [
     agreement(text, facts)
     for text, facts in zip(written, pictures.facts, strict=True)
@@ -284,7 +284,7 @@ def _recognised(
   """Scores of recognising the names of pictures.
 
   The result is [] if a name is missing, if all names are equal, or if there are
-  more than `_MAX_LABELS` names.
+  more than `_MAX_LABELS` different names.
   """
   names = [one.get('name', '') for one in pictures.facts]
   labels = sorted({*names})

@@ -67,8 +67,9 @@ def check_names(
   tokenises the first.
 
   Raises:
-    ValueError: if a file is missing or does not fit, or if the run in the work
-      directory cannot resume with these settings.
+    ValueError: if a file is missing or does not fit, if VOCAB_SIZE is too small
+      for a new vocabulary, or if the run in the work directory cannot resume
+      with these settings.
   """
   if run.data.vocabulary:
     check_vocabulary(run.data.vocabulary, workdir, run.model.vocab_size)
@@ -209,7 +210,7 @@ def check_tokenizer(space: IdSpace, path: str) -> None:
 def check_evaluation(
   space: IdSpace, task: str, stores: Iterable[Store]
 ) -> None:
-  """Raises ValueError unless held-out codes are of the training's tokenizers.
+  """Raises ValueError unless held-out and training data can share ids.
 
   Args:
     space: id space of the training data.
@@ -341,9 +342,9 @@ _ROWS_MEAN = {
 
 
 def _first_kept_table(run: Run, program: Program) -> str | None:
-  """Path of the first embedding table without an entry in INITIAL_ASSIGNMENT.
+  """Path of the first table without an entry in INITIAL_ASSIGNMENT.
 
-  None if all tables have entries.
+  A table has the axis `VOCAB`. The result is None if all tables have entries.
   """
   by_path = jax.tree_util.tree_leaves_with_path(
     program.logical_axes, is_leaf=lambda a: isinstance(a, tuple)
@@ -357,7 +358,7 @@ def _first_kept_table(run: Run, program: Program) -> str | None:
 
 
 def check_disk(program: Program, steps_dir: str) -> None:
-  """Raises ValueError unless the disk has space for two checkpoints."""
+  """Raises ValueError unless two checkpoints can be written to the disk."""
   leaves = jax.tree.leaves(program.abstract)
   num_bytes = sum(a.size * a.dtype.itemsize for a in leaves)
   save.check_writable(steps_dir, 2 * num_bytes)

@@ -16,8 +16,9 @@ from moe.runs.folded import BUCKETS, FoldingModel, Prediction
 from moe.types import Array
 
 MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
-# These two have contacts alone: how often residues touch at each separation,
-# and what the model says of the chain with its residues in a random order.
+# These two kinds have only scores of contacts. The first is how often residues
+# touch at each separation in the training chains. The second is what the model
+# predicts for the residues in a random order.
 SEPARATION, SHUFFLED = 'separation', 'shuffled'
 KINDS = (MODEL, HELIX, RANDOM, NEAREST, SEPARATION, SHUFFLED)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
@@ -267,9 +268,9 @@ class Confidence(NamedTuple):
   """How well pLDDT tells lDDT.
 
   Attributes:
-    by_chain: Pearson's correlation of the two means of each chain; NaN for
-      fewer than three chains, and if a mean is constant.
-    by_residue: Pearson's correlation over all residues.
+    by_chain: Pearson's correlation, over chains, of the mean pLDDT with the
+      lDDT; NaN for fewer than three chains, and if one of the two is constant.
+    by_residue: Pearson's correlation of pLDDT with lDDT over all residues.
     error: mean distance between pLDDT and lDDT over the bins, weighted by
       residues (expected calibration error, Guo et al. 2017,
       https://arxiv.org/abs/1706.04599).

@@ -31,12 +31,12 @@ def labels_of(text: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-  """Labels of which the one that fits a picture best is asked for.
+  """A question about pictures: which of these labels fits best?
 
   Attributes:
     labels: at least two different texts.
-    templates: sentences with {} for a label; () for all of `TEMPLATES` that the
-      model knows the characters of.
+    templates: sentences with {} for a label; () for those of `TEMPLATES` whose
+      characters the model knows.
     alpha: see `captions.information_gain`.
   """
 
@@ -62,11 +62,12 @@ def asked(
 
   Args:
     labels: the labels with commas between them.
-    templates: sentences with {} for a label; None for `TEMPLATES`.
+    templates: see `Asked`; None is the same as ().
     alpha: see `captions.information_gain`; None for 0.5.
 
   Raises:
-    ValueError: if a value is out of range, or if labels are missing.
+    ValueError: if a value cannot be used, or if there are templates or an alpha
+      without labels.
   """
   if labels:
     alpha = ALPHA if alpha is None else alpha

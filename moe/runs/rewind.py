@@ -24,7 +24,7 @@ def rewind(workdir: str, step: int, skipped: tuple[int, int] | None) -> None:
 
   Raises:
     ValueError: if the step is missing or damaged, if another run uses the
-      directory, or unless `step` < `first` < `end`.
+      directory, or if `step` < `first` < `end` does not hold.
   """
   directory = listing.locate(bucket.opened(workdir))[0]
   workdir = bucket.opened(os.fspath(directory.parent), is_written=True)

@@ -88,7 +88,7 @@ class Data:
     meaning = 'share of the training records that may be unreadable'
     value = self.max_bad_fraction
     bounds.within('max_bad_fraction', value, meaning, least=0, most=1)
-    self.ids(UNK + 1)  # This raises an error if a range is unknown.
+    self.ids(UNK + 1)  # This raises an error if a range is wrong.
 
   def ids(self, text: int, image_tokenizer: str = '') -> IdSpace:
     """Makes the id space of the data.

@@ -45,15 +45,15 @@ def scorecard(
   """Reads the scorecard of a checkpoint from a file, or measures it.
 
   The folder `scorecards` of the run has a file for each step, suite and number
-  of shots. If `FORMAT` or the data of a benchmark, reading set or aligned set
-  have changed since, the scorecard is measured again.
+  of shots. If `FORMAT` or a data file has changed since, the scorecard is
+  measured again.
 
   Args:
     checkpoint: directory of a run, of its checkpoints, or of a step.
     asked: the suite and the settings of the measurement.
     load_run: reads a trained run from a directory.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
 
   Raises:
     ValueError: if the checkpoint is missing or damaged.
@@ -285,7 +285,7 @@ def _named_scores(card: Card) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def as_text(cards: list[Card], paired: list[dict[str, Any]]) -> str:
-  """Text for people: tables of scores, skipped parts, and differences."""
+  """Text for people: scores, skipped parts, cost, and differences."""
   parts = []
   for card in cards:
     lines = [f'{card["checkpoint"]}, step {card["step"]}', '']

@@ -1,7 +1,4 @@
-"""The parts of a scorecard besides benchmarks: loss, cost, licences.
-
-`add_contamination` finds the benchmark items that the training text contains.
-"""
+"""Loss, cost and licences in a scorecard, and contamination of its sets."""
 
 import dataclasses
 import json
@@ -73,9 +70,10 @@ def loss_per_character(
 ) -> dict[str, Any]:
   """Bits per character of held-out text, by the model and by baselines.
 
-  The text is the validation split of the run's first evaluation task. The
-  baselines are compressors, and n-grams counted on `train_texts`. They score
-  the same documents as the model, end marks included.
+  The text is the validation split of the run's first evaluation task, cut to
+  `Suite.items` documents. The baselines are compressors, and n-grams counted on
+  `train_texts`. They score the same documents as the model, end marks included.
+  There are none if a part of the documents is given or is not text.
   """
   task = trained.run.data.evaluation[0]
   stores = scoring.task_stores(trained, task, 'validation', prepare_stores)
@@ -198,10 +196,10 @@ def add_contamination(
 ) -> None:
   """Adds to every set the share of its items that are contaminated.
 
-  An item is contaminated if it has a run in common with the training text, see
-  `contamination.find`. A set gets the share as 'contaminated'. If only some of
-  its items are contaminated, each metric gets 'clean': its score over the other
-  items.
+  An item is contaminated if it shares a long sequence of characters with the
+  training text, see `contamination.find`. A set gets the share as
+  'contaminated'. If only some of its items are contaminated, each metric gets
+  'clean': its score over the other items.
   """
   asked = [entry for entry in entries if entry.get('texts')]
   texts = [text for entry in asked for text in entry['texts']]

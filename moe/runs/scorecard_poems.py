@@ -77,8 +77,8 @@ def score_poems(
   """Measures verse of the model, of a trigram model and of real poets.
 
   Raises:
-    ValueError: if the file of poems or pypinyin is missing, or if the model is
-      not causal.
+    ValueError: if the file of poems or the package pypinyin is missing, if the
+      model is not causal, or if a prompt does not fit into its context.
   """
   if not (asked.data_directory / FILE).is_file():
     raise ValueError(f'{FILE} is missing below {asked.data_directory}.')

@@ -39,8 +39,8 @@ class ScoringRequest:
     cache_dir: folder of token stores; '' takes the folder of the run.
     sequence_length: tokens of the longest window; None takes the sequence
       length of the run.
-    stride: tokens that a window scores, except the first and the last of a
-      document; None takes half the sequence length.
+    stride: tokens that a window scores, except the first and the last window of
+      a document; None takes half the sequence length.
     batch_size: windows of full length in a batch; None takes as many as have
       `TOKENS_PER_BATCH` tokens. The number is rounded up so that all devices
       have equally many rows.
@@ -83,14 +83,15 @@ def evaluate(
     wanted: the request.
     load_run: reads a trained run from a directory.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
 
   Returns:
     The report on the first checkpoint. With two checkpoints, its entry
     'compare' has the report on the second one and the fields of `Comparison`.
 
   Raises:
-    ValueError: if a file or task is missing, or if a setting does not fit.
+    ValueError: if a file or task is missing, if a setting does not fit, or if
+      the two runs would score different documents.
   """
   texts = None
   if wanted.text_file:
@@ -207,7 +208,7 @@ def task_stores(
 
 
 def _ranges(trained: TrainedRun) -> dict[str, dict[str, int]]:
-  """{'ranges': argument of `tasks.stores.prepare`}; {} for text alone."""
+  """The argument `ranges` of `prepare_stores` by name; {} for text alone."""
   ranges = dict(trained.run.data.ranges)
   return {'ranges': ranges} if ranges else {}
 

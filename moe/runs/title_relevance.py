@@ -18,7 +18,7 @@ from moe.runs.run import TrainedRun
 from moe.runs.scorecard_scores import Asked
 
 TRAIN_FILE = 'text/poems_shi_train.jsonl.xz'
-# Number of titles, and number of poems for each title.
+# Largest number of titles, and number of poems for each title.
 NUM_TITLES, NUM_POEMS = 256, 16
 
 

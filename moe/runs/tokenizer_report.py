@@ -29,8 +29,8 @@ def report(
     stores: name of the pictures -> split -> directory of a store. The first
       `MAX_PICTURES` pictures of each held-out split are read.
     command: the command that gives the same numbers again.
-    judge_epochs: how often an independent network sees each training picture,
-      before it judges the real and the reconstructed pictures; 0 for no judge.
+    judge_epochs: least number of passes over the training pictures of a judge,
+      a network that scores real and reconstructed pictures; 0 for no judge.
     cache_dir: directory of the judges; '' for none.
 
   Returns:

@@ -23,7 +23,8 @@ class Pictures:
 
   Attributes:
     names: names of sources: known ones, such as 'fashion_mnist', or folders of
-      a user, such as './my_pictures'. Checkpoints are ranked by the first one.
+      a user, such as './my_pictures'. The first source with held-out pictures
+      ranks checkpoints.
     pixels: height and width of a picture.
     batch_size: B, over all devices and microbatches.
     rates: relative rate at which pictures are drawn from each source. () draws

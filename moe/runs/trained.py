@@ -74,7 +74,7 @@ def read_back(
   Args:
     run: the run, from the configuration in `files`.
     files: the files, from `find`. If their step is None, the best step is read,
-      or the newest one if no step was scored.
+      or the newest sound one if no step was scored.
     devices: the devices; None takes all.
 
   Raises:

@@ -10,7 +10,7 @@ import jax
 from moe import atomic_files
 from moe.checkpoint import foreign, listing
 from moe.data.cache_dir import default_cache_dir
-from moe.data.store import VOCABULARY
+from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
 from moe.runs import (
@@ -23,7 +23,7 @@ from moe.runs import (
   trained,
 )
 from moe.runs.counts import flops_of
-from moe.runs.run import Run
+from moe.runs.run import Data, Run
 from moe.train import program as program_lib
 from moe.train.program import Program
 
@@ -55,7 +55,7 @@ class Job:
 def prepare(
   run: Run, workdir: str, differences: Sequence[str], is_safe: bool = False
 ) -> Job:
-  """Checks the names of a run, and builds its program without any array.
+  """Checks the files that a run names; builds its program without any array.
 
   Args:
     run: the run.
@@ -66,7 +66,7 @@ def prepare(
       are checked before they are read.
 
   Raises:
-    ValueError: if a name or a size does not fit.
+    ValueError: if a named file or a size does not fit.
   """
   if is_safe and run.initial.checkpoint:
     foreign.check(run.initial.checkpoint)
@@ -111,7 +111,7 @@ def train(
     config_files: the configuration files to write, text by file name.
       'config.gin' is also saved with every checkpoint.
     prepare_stores: makes missing token stores, with the arguments and the
-      result of `tasks.stores.prepare`.
+      result of `launch.token_stores.prepare`.
     write_report: writes the page about a work directory and returns its path.
     compiled: file of a step that was compiled ahead of time; None compiles now.
     begin: time at which the command started, by `time.monotonic`; None takes
@@ -150,9 +150,18 @@ def _check_origin(job: Job) -> None:
   """
   data = job.run.data
   if data.vocabulary:
-    vocabulary = Vocabulary(data.vocabulary)
-    hashes = _id_hashes(vocabulary.sha256, data.ids(vocabulary.size))
-    preflight.check_origin(job.run, job.program, hashes)
+    preflight.check_origin(job.run, job.program, hashes_of_files(data))
+
+
+def hashes_of_files(data: Data) -> dict[str, str]:
+  """The hashes of ids by VOCABULARY and IMAGE_TOKENIZER, before data are read.
+
+  An image tokenizer that is missing is left out; `preflight.check_tokenizer`
+  refuses it.
+  """
+  vocabulary, tokenizer = Vocabulary(data.vocabulary), data.image_tokenizer
+  sha256 = file_sha256(tokenizer) if os.path.isfile(tokenizer) else ''
+  return _id_hashes(vocabulary.sha256, data.ids(vocabulary.size, sha256))
 
 
 def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:

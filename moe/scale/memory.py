@@ -47,7 +47,7 @@ class MicrobatchSizes:
     dtype_bytes: bytes of one number in activations.
     grad_bytes: bytes of one number in a gradient.
     sum_bytes: bytes of one number in the sum of gradients over microbatches.
-    prefix: number of unscanned dense blocks before the first period.
+    prefix: number of dense blocks outside the scan over periods.
   """
 
   tokens: int

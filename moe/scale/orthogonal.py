@@ -21,8 +21,8 @@ class Transfer:
   Attributes:
     kind: 'all-to-all', 'all-reduce' or 'all-gather'.
     axis: the mesh axis over which it runs.
-    num_bytes: bytes of a device's operand; bytes of the result of an
-      all-gather.
+    num_bytes: bytes of a device's operand; for an all-gather, bytes of the
+      result.
     times: how often it runs in an update.
   """
 
@@ -127,9 +127,10 @@ def update(opt_state: PyTree, params: PyTree) -> Update:
       Transfer('all-reduce', a, _FULL * gram, muon.STEPS)
       for a in shared.used[2]
     ]
-    # Devices along the axes `copies` have the same part of the parameter. They
-    # share its matrices, so each of them must get the others' updates. The
-    # gather over 'data' is left out, since each optimizer has it.
+    # Devices along the axes `copies` store the same part of the parameter. Each
+    # of them updates only some of its matrices, so it must get the updates of
+    # the others. The gather over 'data' is left out, since each optimizer has
+    # it.
     for axis in reversed(copies):
       own *= sizes[axis]
       if axis != DATA:

@@ -32,7 +32,7 @@ class Evaluator:
       evaluations: evaluations by name; the first one ranks checkpoints.
       program: program of the run.
       progress: writes the results.
-      is_stopped: whether a signal has come.
+      is_stopped: () -> whether a signal has come.
       meta: metadata of the checkpoints; it identifies the held-out data.
       watchdog: gets a sign of life at each batch.
     """

@@ -1,10 +1,10 @@
 """Measures where the time of a run goes: each second belongs to one part.
 
-A run may need several attempts, because it is killed or preempted. WORKDIR/
-goodput.json holds the seconds of each attempt by part. A thread keeps the file
-up to date, so a kill loses at most half a percent of the attempt's time, or
-0.1 s if this is more. The next attempt finds out how many steps were lost, and
-moves their time to `lost`.
+A run may need several attempts, because it is killed or preempted. The file
+goodput.json in the work directory holds the seconds of each attempt by part. A
+thread keeps the file up to date, so a kill loses at most half a percent of the
+attempt's time, or 0.1 s if this is more. The next attempt finds out how many
+steps were lost, and moves their time to `lost`.
 """
 
 import contextlib

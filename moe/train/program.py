@@ -43,7 +43,7 @@ class Program(NamedTuple):
   eval_step: Callable
 
   def put(self, batch: Batch) -> Batch:
-    """Puts the rows of this process, as numpy arrays, on its devices."""
+    """Puts the rows of this process, which are NumPy arrays, on its devices."""
     return jax.tree.map(multihost.put_rows, batch, self.batch_shardings)
 
   def own_rows(self, batch_size: int) -> np.ndarray:

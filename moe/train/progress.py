@@ -90,12 +90,12 @@ class Progress:
     self._watch = Watch(drop_warning)
     self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
-    self._loads = {}  # Loads of the last step: of all, and by modality.
+    self._loads = {}  # Loads of the last step: of all tokens, and by modality.
     # Unreadable records: reported ones, those in the file, and entries that are
     # not in the file yet.
     self._reported, self._listed, self._unlisted = set(), set(), []
     self._drawn_at = time.monotonic()
-    # Seconds and units, summed over all steps of the run.
+    # Seconds, and units of the objective (such as tokens), of all steps so far.
     self._elapsed, self._amount = 0.0, 0
     if jax.process_index() != 0:
       return

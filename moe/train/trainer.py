@@ -281,7 +281,8 @@ def train(
       if is_due and not is_stopped:
         scores = evaluator.scores(done, ts)
         reporter.resume()  # Saves count as training time, evaluations do not.
-      is_interrupted = is_due and not scores  # A signal came before its end.
+      # There are no scores if a signal has prevented or ended the evaluation.
+      is_interrupted = is_due and not scores
       if is_interrupted or (is_stopped and not is_last):
         return leave(done, scores)
       if is_saved:

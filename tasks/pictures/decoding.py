@@ -76,7 +76,7 @@ def read_bytes(path: str | os.PathLike, name: str) -> bytes:
   """The bytes of a picture file, as `decode` takes them.
 
   Args:
-    path: of the file.
+    path: the file.
     name: name of the file for error messages.
 
   Raises:

@@ -171,7 +171,10 @@ def caption(scene: Scene, template: int) -> str:
 
 
 def read(text: str) -> Scene | None:
-  """The scene that a sentence describes; None if it follows no template."""
+  """The scene that a sentence describes.
+
+  Returns None if the sentence follows no template or has an unknown colour.
+  """
   for kind, patterns in _PATTERNS.items():
     for pattern in patterns:
       found = pattern.fullmatch(text.strip())

@@ -9,7 +9,7 @@ from tests.checkpoint.states import save_steps
 
 @pytest.fixture(scope='session')
 def saved(tmp_path_factory):
-  """A directory with the steps 1 and 2; tests work on copies of it."""
+  """A directory with the steps 1 and 2, which no test may change."""
   directory = tmp_path_factory.mktemp('saved')
   save_steps(directory, [1, 2])
   return directory

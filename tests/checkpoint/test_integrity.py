@@ -39,3 +39,15 @@ def test_every_byte_of_the_manifest_counts(copy):
     flipped = bytes([content[place] ^ 32])  # A letter changes only its case.
     path.write_bytes(content[:place] + flipped + content[place + 1 :])
     assert integrity.check(copy / '2'), f'byte {place} went unseen'
+
+
+def test_every_directory_is_flushed(tmp_path, monkeypatch):
+  # `params` has no file of its own.
+  inner = tmp_path / 'step/params/layers'
+  inner.mkdir(parents=True)
+  (inner / 'array').write_text('1')
+  flushed = set()
+  monkeypatch.setattr(integrity, 'sync', lambda path: flushed.add(str(path)))
+  integrity.seal(tmp_path / 'step')
+  folders = {str(tmp_path / 'step'), str(inner.parent), str(inner)}
+  assert flushed == folders | {f'{tmp_path}/step/{integrity.NAME}'}

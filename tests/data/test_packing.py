@@ -129,7 +129,7 @@ def test_a_plan_is_kept_beside_the_store_and_used_again(
 def test_a_plan_that_was_made_for_other_documents_is_not_used(make_store):
   packing.load_pack_plan(Store(make_store(['白日'])), 4)
   kept = Store(make_store(['白'])).directory
-  # The plan of another store is copied into this one, as a user may do.
+  # A user may copy the plan of another store into the store `kept`.
   other = Store(make_store(['白日依山', '黃河'], 'other/train'))
   packing.load_pack_plan(other, 4)
   shutil.copy(f'{other.directory}/plan-4-v1.npz', kept)

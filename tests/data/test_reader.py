@@ -268,7 +268,7 @@ def test_evaluation_refuses_a_token_beyond_the_vocabulary(make_store):
 def test_too_many_bad_records_are_an_error(make_store, damage):
   directory = make_store(['白日'] * 10)
   damage(directory, 3)
-  # The default limit is one bad record in ten thousand, so 0.001 of 10 records.
+  # The default limit is a share of 0.0001, which is 0.001 records of 10.
   reader = Reader([directory], [1], 40, 1, 0)
   with pytest.raises(ValueError, match='at most 0.001 of 10 records'):
     reader.batch(0)

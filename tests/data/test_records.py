@@ -17,7 +17,7 @@ def vocabulary(tmp_path_factory):
 
 
 def tokeniser_of(vocabulary, features, max_bad_fraction=0.0):
-  """A tokeniser of documents with features that have 4 codes of pictures."""
+  """A tokeniser for texts and for pictures, whose codes are 0 to 3."""
   return Tokeniser(
     'documents/train',
     vocabulary,

@@ -95,7 +95,8 @@ def test_a_feature_of_one_real_picture_does_not_decide_the_distance(
   after = values_of(
     np.hstack([drawn, seldom(10, 200)]), np.hstack([real, seldom(1, 1500)])
   )
-  # The variance of 5 among 5% of zeros is 1.2, and the mean is 0.25.
+  # The new feature is 5 for 5% of the drawn pictures, and 0 for the others. So
+  # its variance is 1.2 and its mean 0.25. FD-own grows by 1.2 + 0.25^2.
   np.testing.assert_allclose(after[0] - before[0], 1.25, atol=0.2)
   np.testing.assert_allclose(after[1:], before[1:], rtol=0.15, atol=0.01)
 
@@ -111,8 +112,8 @@ def test_distances_have_intervals_as_wide_as_their_spread(monkeypatch):
   spread = np.std([values_of(*draw()) for _ in range(50)], axis=0)
   share = widths / (1.96 * spread)
   assert (share > 0.5).all()
-  # Repeated members move small distances, so the intervals of two equal
-  # distributions are too wide.
+  # A resample repeats members, which changes a small distance much. So the
+  # intervals of real pictures against real ones are too wide.
   is_of_drawn = ['drawn against real' in score.name for score in found]
   assert sum(is_of_drawn) == 2 and (share[is_of_drawn] < 2).all()
 

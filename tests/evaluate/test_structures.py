@@ -180,7 +180,7 @@ def test_missing_atoms_of_the_nearest_chain_are_not_threaded():
   atoms[8:10], mask[8:10] = 0, False
   found = baselines.nearest(one, [one._replace(atoms=atoms, mask=mask)])
   before, after = one.atoms[7, 1], one.atoms[10, 1]
-  # Their points divide the line between the atoms beside them.
+  # The points of residues 8 and 9 divide the line between residues 7 and 10.
   expected = [(2 * before + after) / 3, (before + 2 * after) / 3]
   np.testing.assert_allclose(found.points[8:10], expected, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Measures of verse: form, tones, rhyme, copied runs and variety."""
+"""Measures of verse: form, tones, rhyme and word classes."""
 
 import pathlib
 

@@ -59,9 +59,9 @@ class Compared(NamedTuple):
     ours: accuracy of the run in the harness.
     card: accuracy of the run on our scorecard.
     requests: number of likelihoods that were compared.
-    nats: the largest difference between two log-likelihoods.
-    ties: number of likelihoods that differ, and for which one of the programs
-      gives another value in a batch than alone.
+    nats: the largest difference that `gap` gives.
+    ties: number of likelihoods that differ by more than `MOST_NATS`, although
+      the values of one program, in a batch and alone, differ by as much.
     differing: number of items that only one of the two models answers right.
   """
 

@@ -39,7 +39,7 @@ def main(folder):
   os.environ[failpoints.VARIABLE] = 'run.step=term@6'
   found['stopped'] = train.main([*FLAGS, f'--workdir={URL}'])
   del os.environ[failpoints.VARIABLE]
-  # The next attempt is on another machine: there is no mirror.
+  # The next attempt finds no mirror, as on another machine.
   shutil.rmtree(folder / 'cache/runs')
   found['resumed'] = train.main([*FLAGS, f'--workdir={URL}'])
   found['steps'] = sorted(

@@ -94,7 +94,7 @@ def set_back(hours):
 
 
 def cause(workdir, faults):
-  """Causes faults, up to the first one that is not in `HARMLESS`."""
+  """Causes faults until it has caused one that is not in `HARMLESS`."""
   while faults_left(faults) and cause_next(workdir, faults) in HARMLESS:
     pass
 

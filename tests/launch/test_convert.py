@@ -73,7 +73,7 @@ def test_out_in_and_out_again_gives_the_same_bytes(
   flags = ['to-hf', str(imported), str(again), f'--shard_gib={SMALL}']
   assert convert.main(flags) == 0
   for path in exported.iterdir():
-    if path.name != 'README.md':  # README.md has the run's name, which differs.
+    if path.name != 'README.md':  # It has the step, which differs.
       assert (again / path.name).read_bytes() == path.read_bytes(), path.name
 
 

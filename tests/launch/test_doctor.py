@@ -10,7 +10,7 @@ FLAGS = ['-m', 'launch.doctor', '--gin_file=gin_configs/runs/quickstart.gin']
 
 
 def ended(processes):
-  """Waits for processes: (lines of each process, their exit codes)."""
+  """Waits for processes; returns (lines of each process, their exit codes)."""
   texts = [p.communicate(timeout=100)[0] for p in processes]
   lines = [
     [x for x in text.splitlines() if not x.startswith('[Gloo]')]

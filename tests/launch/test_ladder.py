@@ -76,7 +76,8 @@ def test_flags_become_runs_and_runs_become_a_page(started, tmp_path, capsys):
   assert summary['command'].startswith('python -m launch.ladder --gin_file=')
   arm = summary['tasks']['laws']['arms']['experts_8']
   assert arm['gain'] == [0.5]
-  # The law gives a gain, so the number of experts has reached it.
+  # The law needs the number of experts to give a gain. So it has got this
+  # number.
   assert arm['law_gain'] is not None
   for name in ('ladder.html', 'ladder.svg', 'ladder.json'):
     assert (tmp_path / name).is_file(), name

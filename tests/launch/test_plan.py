@@ -16,7 +16,7 @@ MACROS = {'TRAIN_STEPS': 1000, 'LEARNING_RATE': 0.1}
 
 
 def run(capsys, *arguments, **macros):
-  """Runs launch.plan: (exit code, standard output, standard error)."""
+  """Runs launch.plan; returns (exit code, standard output, standard error)."""
   argv = [f'--gin_file={f}' for f in FILES]
   argv += [f'--gin.{k}={v}' for k, v in (MACROS | macros).items()]
   code = plan.main([*argv, *arguments])

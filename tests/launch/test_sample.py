@@ -9,7 +9,7 @@ from moe.infer import forms
 
 
 def run_main(capsys, directory, *flags):
-  """Runs launch.sample: (exit code, samples, standard error)."""
+  """Runs launch.sample; returns (exit code, samples, standard error)."""
   code = sample.main([f'--checkpoint={directory}', *flags])
   out, err = capsys.readouterr()
   return code, out.split('\n\n')[:-1], err

@@ -1,4 +1,4 @@
-"""Tests tpu_vm.sh, which creates TPUs and runs commands, with a fake gcloud."""
+"""Tests tpu_vm.sh, tpu_worker.sh, slurm.sbatch and gke.sh, with fake tools."""
 
 import os
 import pathlib
@@ -77,12 +77,15 @@ esac
 def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   tmp_path, code
 ):
-  if code:  # The command ends before the TPU is gone, and later for good.
+  # With a code, the command ends with it twice: the first time just before the
+  # TPU is lost, and the second time while the TPU stays. Without a code, the
+  # TPU is lost while the command runs.
+  if code:
     (tmp_path / 'code').write_text(code)
   (tmp_path / 'gcloud').write_text(GCLOUD)
   (tmp_path / 'gcloud').chmod(0o755)
-  # States that the fake gcloud reports: the TPU is active at first, and is lost
-  # while the command runs. Then it is deleted and created again.
+  # States that the fake gcloud reports: the TPU is active at first, and is then
+  # lost. After that it is deleted and created again.
   before = 'ACTIVE ' * (3 if code else 1)
   states = before + 'SUSPENDED ' * 3 + 'ACTIVE' + ' ACTIVE' * 9
   (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
@@ -105,18 +108,19 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
     'worker.sh stop',
   )
   order = [kind for call in calls for kind in kinds if kind in call]
-  # Worker 0 has ended. Supervisors of other workers may still run, so `stop`
-  # comes at the end, too.
+  # At the end the command has ended on worker 0. Supervisors of other workers
+  # may still run, so `stop` follows.
   assert order == [kinds[2], kinds[0], kinds[1], kinds[2], kinds[3]]
 
 
-# Instead of the supervisor: it ends when it gets a signal.
+# This script replaces the supervisor. It ends when it gets a signal.
 SUPERVISOR = """#!/bin/bash
 trap 'exit 75' TERM
 echo "$NUM_PROCESSES $PROCESS_ID $JAX_COORDINATOR_ADDRESS $*" >> attempts
 while true; do sleep 0.02; done
 """
-# Instead of the metadata server: two workers, of which this is the second.
+# This script replaces the metadata server. There are two workers, and this is
+# the second.
 CURL = """#!/bin/bash
 case "$*" in
   *worker-network-endpoints) echo 'a:1:10.0.0.1,b:2:10.0.0.2' ;;
@@ -155,7 +159,8 @@ def test_a_worker_runs_one_command_at_a_time(tmp_path):
     time.sleep(0.02)
   assert worker('code') == '75\n'
   assert worker('stop') == ''
-  # Process 3 of 4: the second worker of the second slice.
+  # Of 4 processes, number 3 is the second worker of the second slice, since
+  # numbers begin with 0.
   assert (tmp_path / 'attempts').read_text() == (
     '4 3 10.0.0.1:8476 -m launch.supervise --log=logs/attempts.jsonl --'
     ' python -m launch.train\n'

@@ -125,7 +125,7 @@ def make(router, dispatcher, **options):
 
 @functools.cache
 def variables(router):
-  """Random parameters and a random bias, with the shapes of the layer."""
+  """Random parameters and a random router's state, in the layer's shapes."""
   module = make(router, 'sorted')
   shapes = jax.eval_shape(
     P(module.init, train=False), jax.random.key(0), tokens(), INFO

@@ -28,9 +28,10 @@ def arrays(seed=0):
 
 
 def documents():
-  """Two documents and padding; row 1 also has a block of 39 tokens.
+  """The mask of two rows.
 
-  With the place that predicts its first token, it spans two tiles.
+  Row 0 has two documents and padding. Row 1 is one document with a block. The
+  block has 39 tokens and the place before them, and spans two tiles.
   """
   segments, blocks = np.ones((B, T), 'i4'), np.zeros((B, T), 'i4')
   segments[0, 100:], segments[0, 250:] = 2, 0
@@ -113,7 +114,8 @@ def test_splash_over_devices_is_attention(small_tiles, shape):
 
 def test_tiles_without_visible_keys_are_left_out():
   # There are 3 x 3 tiles of 512 queries and 512 keys. The first case is causal.
-  # In the second case, blocks of two tokens may cross the border of two tiles.
+  # In the second case, a query may see one later key, so blocks may cross the
+  # border of two tiles.
   tables = lambda first, queries, span, by_keys=False: tuple(
     a[0].tolist()
     for a in kernels._tables(jnp.int32(first), queries, 1536, span, by_keys)

@@ -425,8 +425,8 @@ def test_a_rest_of_a_group_is_filled_up_with_padding():
 def test_expert_choice_in_evaluation_is_the_same_on_eight_devices(
   batch, length
 ):
-  # Groups have 4 tokens. There are four cases: a row has two groups; only 4 of
-  # 8 devices have groups; a group spans two rows; there are only 12 tokens.
+  # Groups have 4 tokens. There are four cases: a row has two groups; there are
+  # 4 groups for 8 devices; a group spans two rows; there are only 12 tokens.
   x_BTD = tokens()[:batch, :length]
   valid = np.ones((batch, length), bool)
   params, _ = compiled(train=False, router=CHOICE)
@@ -507,7 +507,8 @@ def test_the_routers_product_is_written_in_float32_at_full_precision():
 
 def test_choices_that_a_router_takes_out_count_as_dropped():
   # All tokens may only use expert 0. A balanced assignment gives it one token
-  # of each group of 4, and gives the others to closed experts, which drop them.
+  # of each group of 4. The other tokens get closed experts, so the router drops
+  # their choices.
   router = P(gates.ModalityGrouped, router=gates.Base, reserved=(1, 7))
   params, _ = compiled(dispatch=TIGHT)
   module = make(router=router, top_k=1)

@@ -17,7 +17,7 @@ def drawn(size):
 def test_identity_counts_equal_residues_of_the_shorter_sequence():
   one = 'ACDEFGHIKLMNPQRSTVWY'
   assert similarity.identity(one, one) == 1
-  # 15 of 20 residues are equal; tryptophans align with nothing here.
+  # 15 of 20 residues are equal.
   assert similarity.identity(one, one[:15] + 'GGGGG') == 0.75
   # All 10 residues of the shorter one are in the longer one.
   assert similarity.identity(one, one[5:15]) == 1

@@ -144,6 +144,12 @@ def test_what_cannot_be_trained_is_refused(
   assert not (tmp_path / 'v').exists()
 
 
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(ValueError, match='must be written whole'):
+    train_vocabulary(LINES, 300, tmp_path / 'file' / 'v')
+
+
 def test_a_missing_file_is_refused(tmp_path):
   with pytest.raises(ValueError, match='got nothing there'):
     Vocabulary(tmp_path / 'none.model')

@@ -1,4 +1,4 @@
-"""Tiny models, batches and parameters for the tests of this folder."""
+"""Tiny models, batches and parameters for tests."""
 
 import functools
 

@@ -34,7 +34,7 @@ def test_only_training_has_the_block_ahead(model):
   functional, params, run = model
   assert run(params, BATCH, True).ahead.shape == (*SHAPE, factories.D_MODEL)
   assert run(params, BATCH, False).ahead is None
-  # Evaluation needs no parameters of this block.
+  # Evaluation does not need the parameters of the block `ahead`.
   left = {k: v for k, v in params.items() if k != 'ahead'}
   np.testing.assert_array_equal(
     run(left, BATCH, False).hidden, run(params, BATCH, False).hidden

@@ -72,8 +72,8 @@ def test_what_a_layer_reads_is_normalised_and_what_it_adds_to_is_not():
     functools.partial(block.apply, train=False, cache=None)
   )({'params': params}, x_BTD, *rest[:2])
   # The root mean square of (3, 4) is 3.53553, so the normalised input is
-  # (.848528, 1.131371). The hidden layer is silu(1.131371) * .848528 = .725856,
-  # which is added to 3.
+  # (.848528, 1.131371). The hidden layer is silu(1.131371) * .848528, about
+  # .7258, which is added to 3.
   np.testing.assert_allclose(y_BTD[0, 0], [3.725856, 4], rtol=1e-5)
   assert cache is None and outputs == ({}, {})
 

@@ -129,11 +129,12 @@ def test_residual_branches_of_a_deeper_model_count_less():
 
 
 def test_training_with_another_scale_of_embeddings_is_refused():
-  # An older run can still be loaded, since this model can be made.
+  # The model can be made, so older runs with this scale can still be loaded.
   model = factories.make_decoder(
     decoder={'parametrisation': CompleteP(16, 2), 'embedding_scale': 1.0}
   )
-  # The rule for tables assumes the factor sqrt(width).
+  # The learning rate of tables assumes that embeddings get the factor
+  # sqrt(width).
   with pytest.raises(ValueError, match='EMBEDDING_SCALE must be None'):
     build.build(types.SimpleNamespace(model=model))
 

@@ -197,7 +197,7 @@ def test_a_stack_without_a_loop_gives_the_same():
     for stack in (loop, flat)
   ]
   np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-5)
-  # So a checkpoint of one is a checkpoint of the other.
+  # Both have the same parameters, so they can share checkpoints.
   jax.tree.map(np.testing.assert_array_equal, make_params(flat), params)
 
 

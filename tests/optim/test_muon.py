@@ -231,7 +231,7 @@ def test_devices_together_make_the_update_of_one(sizes, moment_dtype):
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
   if sizes.get('data') == 1:
-    # Only single numbers and scales are gathered, so no device gets a whole
+    # No gathered array is as large as one matrix, so no device gets a whole
     # stack of matrices.
     assert 'all-to-all' in text
     assert largest_gather(text) < D * F

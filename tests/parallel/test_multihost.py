@@ -88,7 +88,7 @@ def test_slurm_says_which_process_this_is(
 
 
 class GkeTpuCluster:
-  """A pod of a slice of which the network does not know process 0 at first."""
+  """A pod of a slice; at first the network does not know process 0."""
 
   failures = 2
 

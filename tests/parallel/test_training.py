@@ -35,12 +35,14 @@ FLAGS = [
 ]
 
 
-# A run that learns 3Di letters, all of which are hidden in a block.
+# A run that learns 3Di letters, all of which are hidden in a block. Its data
+# have no text, so the vocabulary has the bytes alone.
 BLOCKS = [
   '--gin_file=gin_configs/runs/chains_cpu.gin',
   f'--gin.TRAIN_STEPS={STEPS}',
   '--gin.WARMUP_STEPS=2',
   '--gin.EVAL_PERIOD=0',
+  '--gin.VOCAB_SIZE=768',
   '--gin.D_MODEL=16',
   '--gin.HEAD_DIM=8',
   '--gin.NUM_LAYERS=1',
@@ -89,10 +91,14 @@ def numbers(workdir, name):
 
 
 def check_equal(workdir, expected):
+  """Compares all numbers of two runs; `pytest -rP` shows the losses."""
   for name in ('log.jsonl', 'eval.jsonl'):
     got, wanted = numbers(workdir, name), numbers(expected, name)
     assert got == pytest.approx(wanted, rel=1e-5)
     assert (STEPS, 'train', 'step') in got
+  losses = numbers(workdir, 'log.jsonl')
+  steps = [1, 10, 20, 30, 40, STEPS]
+  print('losses', *(losses[step, 'train', 'loss'] for step in steps))
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""Assignments within a group equal exact solutions and values by hand."""
+"""Assignments within a group against exact solutions and values by hand."""
 
 import itertools
 

@@ -170,7 +170,7 @@ def test_vmoe_importance_loss():
 
 def test_vmoe_load_loss():
   # With new noise of deviation .1, the mean probabilities that an expert is one
-  # of the two best are .999, .277 and .234. The loss is their squared
+  # of the two best are 1.000, .278 and .234. The loss is their squared
   # coefficient of variation.
   logits = np.float32(
     [[[0.9, 0.06, 0.04], [0.7, 0.18, 0.12], [0.85, 0.05, 0.1]]]

@@ -219,7 +219,7 @@ def scattered_shapes(function, *args):
   return re.findall(pattern, text, flags=re.DOTALL)
 
 
-WIDE = 37  # width of tokens; no other dim has this size
+WIDE = 37  # width of tokens and of outputs; no other dim has this size
 
 
 def obvious(x_GMD, w_EDF, weight_GMA, expert_GMA, valid_GM):

@@ -115,7 +115,7 @@ def test_keys_too_large_for_one_number_are_sorted_as_pairs(monkeypatch):
   )
 
 
-# Up to 16 choices are added in one pass; more choices need a loop.
+# Up to 16 choices are added in one pass; more choices need several passes.
 @pytest.mark.parametrize('A', [1, 3, 16, 17, 40])
 @pytest.mark.parametrize('at_once', [False, True])
 def test_tokens_are_the_sums_of_their_slots(at_once, A):

@@ -106,7 +106,8 @@ def test_a_new_run_in_an_emptied_bucket_has_no_old_files(
   mirror = pathlib.Path(bucket.opened(url, is_written=True))
   (mirror / 'skipped_batches.json').write_text('[]')
   (pathlib.Path(url) / listing.BUCKET).unlink()
-  for machine in ('another', 'cache'):  # The run begins on another machine.
+  # The new run begins on another machine, and goes on here.
+  for machine in ('another', 'cache'):
     monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / machine))
     mirror = pathlib.Path(bucket.opened(url, is_written=True))
   assert not (mirror / 'skipped_batches.json').exists()

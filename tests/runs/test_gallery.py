@@ -13,7 +13,7 @@ NAMES = ['靴子', '靴子', '大衣']
 
 
 class Painter:
-  """Draws pictures with the number of the step, and calls all of them boots."""
+  """Draws pictures whose pixels are the step, and calls all of them boots."""
 
   def __init__(self, step):
     self.trained = types.SimpleNamespace(step=step)

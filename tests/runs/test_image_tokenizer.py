@@ -87,7 +87,7 @@ def test_a_run_goes_back_and_leaves_out_a_batch(place, tmp_path):
   assert read[:2] == [3, 4]
   meta = listing.read_meta(tmp_path / 'run/checkpoints/4')
   assert meta['skipped_batches'] == [[2, 3]]
-  # The time of both attempts is booked, and that of the steps done again.
+  # Both attempts are recorded. The time of the repeated steps counts as lost.
   booked = json.loads((tmp_path / 'run/run.json').read_text())['goodput']
   assert len(booked['attempts']) == 2 and booked['parts']['lost'] > 0
 

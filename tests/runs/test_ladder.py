@@ -46,7 +46,7 @@ def train(tmp_path):
 
 
 def made(rates=(1.0, 2.0), arms=(DENSE, SPARSE), **more):
-  """A ladder whose runs have 20 steps in the sweep, or 103 steps after it."""
+  """A ladder with tokens for 20 steps in the sweep, and for 103 after it."""
   return ladder.Ladder(arms, rates, 1030, 200, 10, **more)
 
 
@@ -63,7 +63,7 @@ def test_each_arm_gets_its_own_best_rate_beyond_those_given(train, tmp_path):
 def test_a_rate_that_diverges_is_a_neighbour(train, tmp_path):
   found = ladder.run(made((8.0, 16.0)), train, str(tmp_path / 'out'))
   assert found.rates['dense'][-1] == (16.0, 200, None, None)
-  # The best rate is 4, so 8 is one step of a factor 2 away from it.
+  # The best rate is 4, so the score at 8 is 5 + |log2(8 / 4)| = 6.
   assert found.rates['dense'][-2] == (8.0, 200, 6.0, 3.0)
   assert found.best['dense'] == 4
 

@@ -11,7 +11,7 @@ from moe.runs.held_out_pictures import held_out
 
 
 def store_of(directory, value, names, attribute='name'):
-  """Writes a store of grey pictures, one for each value of an attribute."""
+  """Writes a store of grey pictures, one for each of `names`."""
   records = [
     {
       'pixels': np.full((8, 8, 3), value, np.uint8),

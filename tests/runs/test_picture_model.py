@@ -132,7 +132,7 @@ class Characters:
 
 @pytest.fixture(scope='module')
 def painter(parts):  # noqa: F811
-  """A model with experts of each modality that reads patches."""
+  """A model that reads patches and has experts for each modality."""
   functional, params, state = parts
   trained = types.SimpleNamespace(
     functional=functional,
@@ -157,7 +157,7 @@ def patches(count):
 
 
 def test_a_caption_of_patches_begins_with_the_likeliest_token(painter):
-  # The places of patches are for experts of images, here as in training.
+  # Both methods give patches to the experts of images, as in training.
   seen = patches(8)
   tokens = [i for i in range(128) if i == EOS or i > 2]
   nats = painter.nats(seen, [[token] for token in tokens])
@@ -175,6 +175,7 @@ def test_a_picture_and_a_caption_do_not_depend_on_the_chunks(
   written = painter._write(seen, 2, Sampling(1.0), 5)
   monkeypatch.setattr(picture_model, '_MAX_ROWS', 2)
   np.testing.assert_array_equal(painter.draw_codes(sentences, drawing), codes)
-  # The chunks are of 1 picture, so its seed alone would give equal pictures.
+  # Each chunk has one picture. Without its index, the seed would give equal
+  # pictures to equal sentences.
   assert (codes[1] != codes[2]).any()
   assert painter._write(seen, 2, Sampling(1.0), 5) == written

@@ -18,7 +18,7 @@ def vocabulary(tmp_path):
 
 
 def write(directory, vocabulary, num_given=0):
-  """Writes a store of lines; the first `num_given` tokens are not scored."""
+  """Writes a store of lines; their first `num_given` tokens are not scored."""
   records = []
   for line in LINES:
     ids = [*vocabulary.encode(line), vocabulary.eos]

@@ -5,7 +5,7 @@ import pytest
 
 from moe.data.records import Feature
 from moe.data.store import Store
-from moe.modalities.text import train_vocabulary
+from moe.modalities.text import Vocabulary, train_vocabulary
 from tasks import codes, registry
 
 
@@ -66,7 +66,30 @@ def test_declared_codes_become_a_store(declared, tmp_path):
   assert first['tokens'].tolist() == ids
   assert 'block_ids' not in first
   assert first['num_chars'] == 2
-  # Only codes have values of `marks`; the others get 0.
+  # Only codes have values of `marks`; the other tokens get 0.
   zeros = [0] * len(vocabulary.encode('白日'))
   assert first['marks'].dtype == np.uint8
   assert first['marks'][:, 0].tolist() == [*zeros, 1, 8, 0]
+
+
+@pytest.mark.slow
+def test_codes_alone_get_a_vocabulary_of_bytes(tmp_path):
+  pytest.importorskip('seqio')
+  from tasks import stores
+
+  codes.add_task(
+    'codes_alone',
+    Pictures(),
+    lambda record: (record['codes'],),
+    ('targets',),
+    {'targets': Feature('image')},
+  )
+  try:
+    directory = stores.prepare(
+      [('codes_alone', ['train'])], tmp_path, None, 1024, ranges={'image': 8}
+    )
+  finally:
+    del registry.TASKS['codes_alone']
+  assert Vocabulary(f'{directory}/vocabulary.model').size < 270
+  first = Store(f'{directory}/codes_alone/train').read([0])[0]
+  assert np.diff(first['tokens'][:2]).tolist() == [7]

@@ -139,7 +139,7 @@ def test_an_unknown_source_is_refused(tmp_path):
 def test_similar_chains_share_a_split_and_the_manifest_says_so(tmp_path):
   random, letters = np.random.default_rng(0), np.array(list(residues.LETTERS))
   one, two = (''.join(random.choice(letters[:20], 40)) for _ in range(2))
-  # By its name alone a file would be in this split.
+  # The name alone would hold out the files of the first list, not the others.
   held_out = [n for n in map(str, range(200)) if is_held_out(f'{n}.pdb')][:2]
   trained = [n for n in map(str, range(200)) if not is_held_out(f'{n}.pdb')]
   (tmp_path / 'mine').mkdir()

@@ -149,10 +149,12 @@ NOT_SET = {
     'image_codes',
     'Pictures',
     'ImageTokenizer',
-    # Only command-line flags set fields of these. They check them themselves.
+    # Only command-line flags set the fields of these classes. The classes check
+    # the values when they are made.
     'Asked',
     'Drawing',
     'Request',
+    # This is the run of an image tokenizer.
     'TokenizerRun',
   ),
 }
