@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -24,6 +24,7 @@ from moe.scale import compile as compile_lib
 from moe.train import goodput, progress, record_log, state, trainer
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
+from moe.train.watchdog import Watchdog
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Opened(NamedTuple):
       which of these values a resumed run must have, too.
     start: makes the state of a new run.
     write_results: writes files after the last step, in the first process.
+    write_samples: writes samples after the last step, with all processes.
   """
 
   reader: Reader
@@ -87,6 +89,7 @@ class Opened(NamedTuple):
   meta: dict[str, Any]
   start: Callable[[], state.TrainState]
   write_results: Callable[[], None]
+  write_samples: Callable[[], None] = lambda: None
 
 
 def train(
@@ -128,19 +131,24 @@ def train(
       check_held,
       mirror.send,
     )
-    ts, saved = build.resumed_state(attempt.program, checkpointer)
+    with _watched(attempt, 'restoring'):
+      ts, saved = build.resumed_state(attempt.program, checkpointer)
     opened = open_data()
     opened.reader.skips = skips.read(workdir)
     meta = _meta(attempt, opened)
     if ts is None:
-      ts = opened.start()
+      with _watched(attempt, 'restoring'):
+        ts = opened.start()
     else:
       _check_resumed(saved, meta, opened.reader.skips, int(ts.step), workdir)
     if is_first:
       for name, text in attempt.texts.items():
         atomic_files.write_file(os.path.join(workdir, name), text)
     code = _train(attempt, opened, checkpointer, meta, ts, spent, begin)
-    # Results need no other process, so process 0 writes them alone.
+    if code == 0:
+      with spent.spent('reporting'):
+        opened.write_samples()
+    # The other results need one process.
     if code == 0 and is_first:
       with spent.spent('reporting'):
         opened.write_results()
@@ -149,6 +157,19 @@ def train(
       _write_facts(attempt, spent)
     mirror.send()
   return code
+
+
+@contextlib.contextmanager
+def _watched(attempt: Attempt, doing: str) -> Iterator[None]:
+  """Ends the process if the block lasts longer than HANG_SECONDS.
+
+  Args:
+    attempt: what is trained.
+    doing: what the block does, see `Watchdog.sees`.
+  """
+  with Watchdog(attempt.settings.hang_seconds, attempt.workdir) as watchdog:
+    watchdog.sees(doing)
+    yield
 
 
 def _meta(attempt: Attempt, opened: Opened) -> dict[str, Any]:
@@ -188,8 +209,8 @@ def _train(
 ) -> int:
   """Compiles the step, and runs the loop; returns the exit code."""
   settings, program, reader = attempt.settings, attempt.program, opened.reader
-  failpoints.reach('run.compile')
-  with spent.spent('compiling'):
+  with spent.spent('compiling'), _watched(attempt, 'compiling'):
+    failpoints.reach('run.compile')
     _compile(attempt, int(ts.step), begin)
   spent.lose(_lost_seconds(attempt.workdir, int(ts.step)))
   # `Progress` removes the lost steps from the log. So their time, which the log
