@@ -11,6 +11,8 @@ DATA = [
   'tensorflow==2.21.0',
   'tensorflow-text==2.21.1',
   'tensorflow-datasets>=4.9.10',
+  # TensorFlow Datasets needs it for its own sets, but does not require it.
+  'importlib-resources>=7.1',
 ]
 TPU = 'libtpu>=0.0.52; sys_platform == "linux" and platform_machine == "x86_64"'
 # Grouped matrix products on NVIDIA GPUs. Python 3.11 gets 0.0.12, the last

@@ -4,6 +4,7 @@ imports   times the import of each module of moe, with jax, flax and optax
           already imported
 moe       times one MoE layer, forward and backward, alone or against a variant
 pairs     times the pair track of a folding block against AlphaFold's layers
+draw      times a trained model that draws, with guidance against without it
 step      times a training step, alone or against another step or program;
           --gin.NAME=VALUE as in launch.train
 checkpoints
@@ -13,6 +14,7 @@ checkpoints
 imports moe.train.trainer --runs=9
 moe --compare=einsum --experts=64
 moe --compare=tpu                  (needs the package libtpu, but no TPU)
+draw --checkpoint=runs/pictures --prompt=圖中是短靴
 step --compare=mesh
 step --compare=processes --rounds=3
 step --against='python peer.py --length 512' --gin.SEQUENCE_LENGTH=512
@@ -32,8 +34,11 @@ from launch.later import Later
 from moe.evaluate import timing
 from moe.planning import import_times
 
+configuration = Later('launch.configs.configuration')
 layer_estimates = Later('moe.planning.layer_estimates')
 pair_comparison = Later('moe.planning.pair_comparison')
+drawing_speed = Later('moe.runs.drawing_speed')
+picture_model = Later('moe.runs.picture_model')
 runs = Later('launch.benchmarks.runs')
 step = Later('launch.benchmarks.step')
 
@@ -48,12 +53,18 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   for name, size in (('length', 128), ('width', 32), ('heads', 0)):
     pairs.add_argument(f'--{name}', type=int, default=size)
   _shared_flags(pairs)
+  draw = add_verb('draw', 'drawing with guidance against without it')
+  flags.add_checkpoint_flag(draw)
+  draw.add_argument('--prompt', required=True, help='the sentence to draw')
+  draw.add_argument('--num', type=int, default=96, help='pictures at a time')
+  draw.add_argument('--guidance', type=float, default=2.0, help='not 1')
+  _shared_flags(draw)
   _step_flags(add_verb('step', 'whole training steps'))
   saves = add_verb('checkpoints', 'saves, checks and resumed runs')
   flags.add_gin_flags(saves, help='default: a model with 113M parameters')
   _shared_flags(saves)
   args, overrides = flags.parse(parser, argv)
-  if overrides and args.verb in ('imports', 'moe', 'pairs'):
+  if overrides and not hasattr(args, 'gin_file'):
     parser.error(f'{args.verb} takes no --gin. flags; they are for step')
   return args, overrides
 
@@ -138,6 +149,11 @@ def compare(
     report = runs.compare_processes(args, overrides)
   elif args.verb == 'step':
     report = step.compare(args, overrides)
+  elif args.verb == 'draw':
+    runtime.set_up_jax()
+    model = picture_model.of_run(configuration.load_run(args.checkpoint))
+    asked = args.prompt, args.num, args.guidance, args.rounds
+    report = drawing_speed.compare(model, *asked)
   else:
     module = layer_estimates if args.verb == 'moe' else pair_comparison
     report = module.compare(args)

@@ -34,33 +34,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--prompt', required=True, help='the sentence to draw')
   add('--out', required=True, metavar='FILE', help='PNG file to write')
   add('--num', type=int, default=1, help='pictures, on one sheet')
-  add(
-    '--guidance',
-    type=float,
-    default=2.0,
-    help='more follows the sentence more; 1 is the model itself, 0 ignores '
-    'the sentence; default %(default)s',
-  )
-  add(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='0 takes the most likely code each time, which draws blank pictures',
-  )
-  add(
-    '--top_k',
-    type=int,
-    default=0,
-    help='draw from the k most likely codes; 0 for all',
-  )
-  add(
-    '--rerank',
-    type=int,
-    default=1,
-    metavar='K',
-    help='draw K pictures for each one, and keep the one that the model '
-    'itself describes best by the sentence',
-  )
+  text = 'more follows the sentence more; 1 is the model itself, 0 ignores the'
+  text += ' sentence; default %(default)s'
+  add('--guidance', type=float, default=2.0, help=text)
+  text = '0 takes the most likely code each time, which draws blank pictures'
+  add('--temperature', type=float, default=1.0, help=text)
+  add('--top_k', type=int, default=0, help='of the likeliest codes; 0 for all')
+  text = 'draw K pictures for each one, and keep the one that the model itself'
+  text += ' describes best by the sentence'
+  add('--rerank', type=int, default=1, metavar='K', help=text)
   add('--upper_half', metavar='IMAGE', help='picture whose upper half is kept')
   add('--seed', type=int, default=0, help='the same seed gives equal pictures')
   return parser.parse_args(argv)

@@ -1,8 +1,10 @@
 """Code that all commands share: start of JAX, the log, and errors."""
 
 import argparse
+import atexit
 import contextlib
 import ctypes
+import gc
 import glob
 import io
 import logging
@@ -240,6 +242,8 @@ def set_up_jax() -> None:
     keep_freed_memory()
   stop_signals.listen()
   processes.initialize()
+  # Else the search for garbage at exit takes more than a second.
+  atexit.register(gc.freeze)
   if jax.config.jax_compilation_cache_dir is None:
     compiled = os.path.join(default_cache_dir(), 'compiled')
     jax.config.update('jax_compilation_cache_dir', compiled)

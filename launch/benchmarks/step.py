@@ -54,10 +54,7 @@ def load(
 ) -> Run:
   """Loads the run of the gin files, or of `MACROS` if there are none.
 
-  Args:
-    args: flags.
-    overrides: NAME=VALUE bindings of the command line.
-    **macros: bindings of the comparison; they override those of the user.
+  `macros` are bindings of the comparison. They override those of the user.
   """
   sizes = {} if args.gin_file else MACROS
   bind = lambda given: [f'{name}={value}' for name, value in given.items()]
@@ -181,11 +178,9 @@ def compare_command(
 
 
 COMPARISONS = {
-  'mesh': compare_mesh,
-  'compile': compare_compile,
-  'muon': compare_muon,
-  'parts': compare_parts,
-}
+  'mesh': compare_mesh, 'compile': compare_compile,
+  'muon': compare_muon, 'parts': compare_parts,
+}  # fmt: skip
 
 
 def _tokens(run: Run) -> int:

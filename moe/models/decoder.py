@@ -264,23 +264,26 @@ class Decoder(nn.Module):
     competes = number_V == self.ids.range_of(targets)[..., None]
     return jnp.where(competes & known_V, logits, _BARRED)
 
-  def head(
-    self, params: PyTree, hidden: Array, section: str | None = None
-  ) -> Array:
-    """Float32 logits [..., V] of hidden states [..., D].
+  def head_of(
+    self, params: PyTree, section: str | None = None
+  ) -> Callable[[Array], Array]:
+    """The function from hidden states [..., D] to float32 logits [..., V].
 
     Args:
       params: parameters of the model.
-      hidden: [..., D].
       section: name of one of the `ranges`. Then only its ids get logits, and V
         is their number. None for all ids.
     """
     name = 'embedding' if self.tie_embeddings else 'output'
-    if self.parametrisation:
-      scale = self.parametrisation.logits_scale(self.d_model)
-      hidden = hidden * jnp.asarray(scale, hidden.dtype)
     table_VD = params[name]['table']
     if section:
       begin = self.ids.begin(section)
       table_VD = table_VD[begin : begin + self.ids.sizes[section]]
-    return embedding.logits(hidden, table_VD)
+
+    def logits(hidden: Array) -> Array:
+      if self.parametrisation:
+        scale = self.parametrisation.logits_scale(self.d_model)
+        hidden = hidden * jnp.asarray(scale, hidden.dtype)
+      return embedding.logits(hidden, table_VD)
+
+    return logits

@@ -1,6 +1,7 @@
 """Models as pure functions, the only form that training and inference see."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -107,7 +108,16 @@ class Functional:
       section: name of a range of ids. Then only its ids get logits, and V is
         their number. None for all ids.
     """
-    return self.module.head(params, hidden, section)
+    return self.head_of(params, section)(hidden)
+
+  def head_of(
+    self, params: PyTree, section: str | None = None
+  ) -> Callable[[Array], Array]:
+    """The function `head` of hidden states alone.
+
+    It slices the table once, however often it is called.
+    """
+    return self.module.head_of(params, section)
 
   def restrict(self, logits: Array, targets: Array) -> Array:
     """Excludes ids from a softmax of the logits, see `Decoder.restrict`."""

@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from moe import axes, bounds
 from moe.modalities.ids import RANGES
 from moe.models.functional import Functional
 from moe.objectives.objective import Facts, Measure, Objective, shapes_of
-from moe.train.loss import cross_entropy
+from moe.train.loss import Section, cross_entropy, cross_entropy_of_sections
 from moe.types import (
   MODALITIES,
   PLACE_FIELDS,
@@ -159,6 +160,20 @@ def _ahead_weights(batch: TokenBatch) -> Array:
   return following(batch.loss_weights) * is_same.astype(jnp.float32)
 
 
+def _cross_entropy(
+  functional: Functional, params: PyTree
+) -> tuple[Callable, Any]:
+  """Returns (function of `moe.train.loss`, its first argument)."""
+  ids = functional.ids
+  if ids is None:
+    return cross_entropy, lambda hidden: functional.head(params, hidden)
+  return cross_entropy_of_sections, [
+    Section(functional.head_of(params, name), ids.begin(name))
+    for name, size in ids.sizes.items()
+    if size
+  ]
+
+
 def _weights(
   functional: Functional,
   router_losses: Sequence[tuple[str, float]],
@@ -227,7 +242,6 @@ def language_model(
   )
   of_modality = _names_by_modality(functional)
   coefficients |= dict.fromkeys(of_modality.values(), 0.0)
-  restrict = functional.restrict if of_modality else None
   chunks = 'chunks in which logits and loss are computed'
   bounds.at_least(1, 'num_chunks', num_chunks, chunks)
   warn_of_missing = _missing_warner(coefficients)
@@ -245,11 +259,9 @@ def language_model(
       rngs = {'router': router_key, 'dropout': dropout_key}
     outputs = functional.apply(params, state, batch, rngs, train)
     score = functools.partial(
-      cross_entropy,
-      lambda hidden: functional.head(params, hidden),
+      *_cross_entropy(functional, params),
       num_chunks=num_chunks,
       layout=functional.layout,
-      restrict=restrict,
     )
     nats, log_z_squared = score(
       outputs.hidden, batch.targets, _target_weights(batch, functional)

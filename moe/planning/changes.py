@@ -34,7 +34,13 @@ def with_microbatches(run: Run, n: int) -> Run:
 
 def with_chunks(run: Run, n: int) -> Run:
   """A copy of the run that computes the loss in `n` chunks."""
-  objective = functools.partial(run.objective, num_chunks=n)
+  objective = run.objective
+  language = getattr(objective, 'keywords', {}).get('language')
+  if language:
+    changed = functools.partial(language, num_chunks=n)
+    objective = functools.partial(objective, language=changed)
+  else:
+    objective = functools.partial(objective, num_chunks=n)
   return dataclasses.replace(run, objective=objective)
 
 

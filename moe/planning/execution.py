@@ -10,6 +10,7 @@ from moe.models.anatomy import Anatomy, anatomy
 from moe.models.functional import Functional
 from moe.objectives.objective import Objective
 from moe.parallel import mesh, rules
+from moe.runs.counts import head_ids, head_share
 from moe.runs.run import Run, optimizer_of, router_of
 from moe.scale import cost, drops, hlo_flops
 from moe.train import state
@@ -207,6 +208,7 @@ def execution_of(
     is_tied=model.is_tied,
     recomputed=_recomputed(model, is_fused),
     is_loss_remat=loss_chunks(run) > 1,
+    head_share=_head_share(run),
     attention_share=share,
     attention_backward=backward,
   )
@@ -243,4 +245,17 @@ def _recomputed(model: Anatomy, is_fused: bool) -> dict[str, float]:
 
 def loss_chunks(run: Run) -> int:
   """Number of chunks in which the run computes its loss."""
-  return getattr(run.objective, 'keywords', {}).get('num_chunks', 1)
+  options = getattr(run.objective, 'keywords', {})
+  # A loss with weights of modalities has the options of a language model's.
+  options = getattr(options.get('language'), 'keywords', options)
+  return options.get('num_chunks', 1)
+
+
+def _head_share(run: Run) -> float:
+  """Upper bound of the share of the head's columns that a token pays for.
+
+  Tokens are sorted by the range of their targets. A chunk with the targets of
+  two ranges computes the logits of both.
+  """
+  borders = max(0, len(head_ids(run)) - 1)
+  return min(1.0, head_share(run) + borders / loss_chunks(run))

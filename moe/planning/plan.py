@@ -7,7 +7,7 @@ import jax
 from moe.models.anatomy import anatomy
 from moe.planning import changes, compiled_step, execution
 from moe.runs import build
-from moe.runs.counts import counts_of
+from moe.runs.counts import counts_of, head_ids
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, topology
@@ -63,29 +63,38 @@ def plan_shapes(
     'chip_hours': hours,
     'drop_rate_balanced': execution.expected_drops(run, devices, 0.0),
     'drop_rate_cv03': execution.expected_drops(run, devices, _VARIATION),
-    **modalities(run, devices),
+    **modalities(run, devices, counts['flops_per_token_forward']),
   }
 
 
-def modalities(run: Run, num_devices: int) -> dict[str, Any]:
+def modalities(run: Run, num_devices: int, flops: int) -> dict[str, Any]:
   """The entry 'modalities' of a plan; {} for a run with text alone.
 
-  It has the shares of tokens and of dropped rows. All tokens pass through the
-  same products, and all ids have logits. So the share of FLOPs of a modality is
-  its share of tokens.
+  It has the shares of tokens, of model FLOPs and of dropped rows. All tokens
+  pass through the same layers. Of the logits of a token, only those of its own
+  modality count.
+
+  Args:
+    run: the planned run.
+    num_devices: number of devices in its mesh.
+    flops: mean FLOPs of a token in the forward pass.
   """
   even, uneven = (
     execution.drops_by_modality(run, num_devices, variation)
     for variation in (0.0, _VARIATION)
   )
-  shares = zip(MODALITIES, run.data.shares, strict=False)
+  shares = dict(zip(MODALITIES, run.data.shares, strict=False))
+  ids = head_ids(run)
+  mean = sum(shares[name] * number for name, number in ids.items())
+  of_id = 2 * run.model.d_model
   found = {
     name: {
       'share': share,
+      'flops_share': share * (1 + of_id * (ids.get(name, mean) - mean) / flops),
       'drop_rate_balanced': even[name],
       'drop_rate_cv03': uneven[name],
     }
-    for name, share in shares
+    for name, share in shares.items()
     if share
   }
   return {'modalities': found} if found else {}

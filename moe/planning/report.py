@@ -143,7 +143,8 @@ def _model_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
   rows += [
     (
       f'  {name}',
-      f'{facts_of["share"]:.1%} of tokens and FLOPs, drops'
+      f'{facts_of["share"]:.1%} of tokens, {facts_of["flops_share"]:.1%} of'
+      ' FLOPs, drops'
       f' {facts_of["drop_rate_balanced"]:.3%} balanced,'
       f' {facts_of["drop_rate_cv03"]:.3%} at a load variation of 0.3',
     )

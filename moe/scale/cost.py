@@ -110,8 +110,11 @@ def flops_per_token(
 
 
 def ahead_flops_per_token(
-  parts: dict[str, ParameterCount], head: int, attention_width: int, length: int
-) -> int:
+  parts: dict[str, ParameterCount],
+  head: float,
+  attention_width: int,
+  length: int,
+) -> float:
   """Model FLOPs per token of multi-token prediction, in the forward pass.
 
   They are those of the extra block (`AHEAD`), and of the head on its outputs.
@@ -119,7 +122,7 @@ def ahead_flops_per_token(
 
   Args:
     parts: parameter counts, from `components`.
-    head: parameters of the output head.
+    head: parameters of the output head that a token is multiplied with.
     attention_width: heads x head width.
     length: T, tokens of a sequence.
   """
@@ -145,6 +148,8 @@ class Execution:
       the gradient, from `recomputed_shares`. The key 'scores' is for attention.
     is_loss_remat: whether the products of the output head run again, as in a
       chunked loss.
+    head_share: share of the output head's columns that a token is multiplied
+      with.
     attention_share: share of the T x T scores that is computed. It is below 1
       if long sequences are computed in parts, or if a kernel skips masked
       tiles.
@@ -161,6 +166,7 @@ class Execution:
   is_tied: bool = True
   recomputed: dict[str, float] = dataclasses.field(default_factory=dict)
   is_loss_remat: bool = False
+  head_share: float = 1.0
   attention_share: float = 1.0
   attention_backward: float = 2.0
 
@@ -227,11 +233,12 @@ def executed_flops_per_token(
   keys = execution.length * execution.attention_share
   scores = 4 * execution.attention_width * keys * execution.num_layers
   table = 'embedding' if execution.is_tied else 'output head'
-  head = 2 * parts[table].active if table in parts else 0
+  columns = execution.head_share
+  head = 2 * columns * parts[table].active if table in parts else 0
   forward = sum(products.values()) + scores + head
   ahead = ahead_flops_per_token(
     parts,
-    parts[table].total if table in parts else 0,
+    columns * parts[table].total if table in parts else 0,
     execution.attention_width,
     execution.length,
   )

@@ -1,6 +1,7 @@
 """Cross-entropy in chunks, so that a batch's logits never exist all at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,21 @@ from moe.types import Array, Layout
 
 # Hidden states, targets and weights of a chunk.
 Chunk = tuple[Array, Array, Array]
-# (logits, targets) -> logits; ids that must not compete get a very low logit.
-Restrict = Callable[[Array, Array], Array]
+Sums = tuple[Array, Array]
 ONE_DEVICE = Layout()
+
+
+class Section(NamedTuple):
+  """A range of ids that has a softmax of its own.
+
+  Attributes:
+    head_fn: makes float32 logits [..., V] of the range from hidden states [...,
+      D].
+    begin: the first id of the range.
+  """
+
+  head_fn: Callable[[Array], Array]
+  begin: int
 
 
 def token_nats(logits: Array, targets: Array) -> tuple[Array, Array]:
@@ -37,8 +50,7 @@ def cross_entropy(
   weights_BT: Array,
   num_chunks: int = 1,
   layout: Layout = ONE_DEVICE,
-  restrict: Restrict | None = None,
-) -> tuple[Array, Array]:
+) -> Sums:
   """Weighted sums over all tokens: of nats, and of squared log-partitions.
 
   With more than one chunk, the backward pass recomputes the logits of each
@@ -55,7 +67,6 @@ def cross_entropy(
     weights_BT: float32; a further dim gives several sums.
     num_chunks: number of chunks of a sequence.
     layout: mesh axes by use; the default is one device.
-    restrict: bars logits that do not compete with a target; None bars none.
 
   Returns:
     (nats, squared log-partition), float32 scalars, or [W] for weights [B, T,
@@ -66,14 +77,10 @@ def cross_entropy(
       has of a sequence.
   """
   if num_chunks == 1:
-    return _sums(head_fn, hidden_BTD, targets_BT, weights_BT, restrict)
+    return _sums(head_fn, hidden_BTD, targets_BT, weights_BT)
   B, T, _ = hidden_BTD.shape
   parts, spec = _parts(B, layout)
-  if num_chunks < 1 or T % (num_chunks * parts[1]):
-    raise ValueError(
-      f'LOSS_CHUNKS={num_chunks} must divide the tokens of a sequence that a'
-      f' device has, SEQUENCE_LENGTH={T} / {parts[1]}: change one of them.'
-    )
+  _check_chunks(num_chunks, T, parts[1])
   b, t = B // parts[0], T // (parts[1] * num_chunks)
 
   def split(a_BT: Array) -> Array:
@@ -83,22 +90,173 @@ def cross_entropy(
     return a.transpose(3, 0, 2, 1, 4, *range(5, a.ndim))
 
   chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
-  # The arrays of the head become arguments, with a copy for each part of the
-  # tokens. So each part sums the gradients of its own copy over the chunks, and
-  # the sum over the parts is needed only once.
-  head_fn, arrays = jax.closure_convert(head_fn, chunks[0][0, 0, 0])
-  arrays = [_copies(a, parts, spec) for a in arrays]
-  head = jax.vmap(jax.vmap(head_fn))
+  head, arrays = _head_of_parts(head_fn, chunks[0], parts, spec)
 
   @jax.checkpoint
-  def sums(chunk: Chunk, arrays: list[Array]) -> tuple[Array, Array]:
-    return _sums(lambda hidden: head(hidden, *arrays), *chunk, restrict)
+  def sums(chunk: Chunk, arrays: list[Array]) -> Sums:
+    return _sums(lambda hidden: head(hidden, *arrays), *chunk)
 
-  def add(carry: tuple[Array, Array], chunk: Chunk):
+  def add(carry: Sums, chunk: Chunk):
     return jax.tree.map(jnp.add, carry, sums(chunk, arrays)), None
 
   zero = jnp.zeros(weights_BT.shape[2:], jnp.float32)
   return jax.lax.scan(add, (zero, zero), chunks)[0]
+
+
+def cross_entropy_of_sections(
+  sections: Sequence[Section],
+  hidden_BTD: Array,
+  targets_BT: Array,
+  weights_BT: Array,
+  num_chunks: int = 1,
+  layout: Layout = ONE_DEVICE,
+) -> Sums:
+  """The sums of `cross_entropy`, with a softmax for each range of ids.
+
+  A target competes only with the ids of its own range. With more than one
+  chunk, each device sorts its tokens by the range of their targets. A chunk
+  computes the logits of a range only if a device has targets of this range in
+  it. So most tokens pay for the logits of one range. Tokens with the weight 0
+  are sorted last and pay for none. With one chunk, all tokens pay for all
+  ranges.
+
+  Args:
+    sections: all ranges, in the order of their ids.
+    hidden_BTD: hidden states.
+    targets_BT: int32; ids that pad a range are not among them.
+    weights_BT: float32; a further dim gives several sums.
+    num_chunks: see `cross_entropy`.
+    layout: see `cross_entropy`.
+
+  Returns:
+    See `cross_entropy`.
+
+  Raises:
+    ValueError: see `cross_entropy`.
+  """
+  B, T, _ = hidden_BTD.shape
+  number_BT = sum((targets_BT >= s.begin).astype('int32') for s in sections) - 1
+  zero = jnp.zeros(weights_BT.shape[2:], jnp.float32)
+  if num_chunks == 1:
+    whole = hidden_BTD, targets_BT, weights_BT
+    found = [
+      _sums(section.head_fn, *_own(whole, number_BT == i, section.begin))
+      for i, section in enumerate(sections)
+    ]
+    return jax.tree.map(lambda *sums: sum(sums), *found)
+  parts, spec = _parts(B, layout)
+  _check_chunks(num_chunks, T, parts[1])
+  is_scored_BT = (weights_BT.reshape(B, T, -1) != 0).any(axis=-1)
+  number_BT = jnp.where(is_scored_BT, number_BT, len(sections))
+
+  def of_parts(a_BT: Array) -> Array:
+    """[B, T, ...] as [*parts, tokens, ...]."""
+    rest = a_BT.shape[2:]
+    a = a_BT.reshape(parts[0], B // parts[0], parts[1], T // parts[1], *rest)
+    return a.swapaxes(1, 2).reshape(*parts, -1, *rest)
+
+  order = jnp.argsort(of_parts(number_BT), axis=-1, stable=True)
+  inverse = jnp.argsort(order, axis=-1)
+
+  def split(a_BT: Array) -> Array:
+    """Sorts the tokens; [B, T, ...] becomes [chunks, *parts, tokens, ...]."""
+    a = _reordered(of_parts(a_BT), order, inverse)
+    return jnp.moveaxis(a.reshape(*parts, num_chunks, -1, *a.shape[3:]), 2, 0)
+
+  chunks = tuple(split(a) for a in (hidden_BTD, targets_BT, weights_BT))
+  numbers = split(number_BT)
+  heads, arrays = zip(
+    *(_head_of_parts(s.head_fn, chunks[0], parts, spec) for s in sections),
+    strict=True,
+  )
+  # All devices must know in which chunks any of them has targets of a range.
+  present = [(numbers == i).any(axis=(1, 2, 3)) for i in range(len(sections))]
+
+  @jax.checkpoint
+  def sums(
+    chunk: Chunk,
+    number: Array,
+    present: Sequence[Array],
+    arrays: Sequence[list[Array]],
+  ) -> Sums:
+    total = zero, zero
+    for i, section in enumerate(sections):
+      found = jax.lax.cond(
+        present[i],
+        lambda chunk, arrays, head=heads[i]: _sums(
+          lambda hidden: head(hidden, *arrays), *chunk
+        ),
+        lambda *_: (zero, zero),
+        _own(chunk, number == i, section.begin),
+        arrays[i],
+      )
+      total = jax.tree.map(jnp.add, total, found)
+    return total
+
+  def add(carry: Sums, chunk: tuple[Chunk, Array, list[Array]]):
+    return jax.tree.map(jnp.add, carry, sums(*chunk, arrays)), None
+
+  return jax.lax.scan(add, (zero, zero), (chunks, numbers, present))[0]
+
+
+def _own(chunk: Chunk, is_own: Array, begin: int) -> Chunk:
+  """A chunk with the codes of a range; other targets get the weight 0."""
+  hidden, targets, weights = chunk
+  lead = is_own.reshape(*is_own.shape, *(1,) * (weights.ndim - is_own.ndim))
+  return (
+    hidden,
+    jnp.where(is_own, targets - begin, 0),
+    jnp.where(lead, weights, 0),
+  )
+
+
+@jax.custom_vjp
+def _reordered(a: Array, order: Array, inverse: Array) -> Array:
+  """Permutes dim 2 of [*parts, tokens, ...]; the backward pass gathers, too."""
+  del inverse
+  return _gathered(a, order)
+
+
+def _gathered(a: Array, order: Array) -> Array:
+  rest = (1 for _ in a.shape[3:])
+  return jnp.take_along_axis(a, order.reshape(*order.shape, *rest), axis=2)
+
+
+_reordered.defvjp(
+  lambda a, order, inverse: (_gathered(a, order), inverse),
+  lambda inverse, da: (_gathered(da, inverse), None, None),
+)
+
+
+def _check_chunks(num_chunks: int, length: int, parts: int) -> None:
+  if num_chunks < 1 or length % (num_chunks * parts):
+    raise ValueError(
+      f'LOSS_CHUNKS={num_chunks} must divide the tokens of a sequence that a'
+      f' device has, SEQUENCE_LENGTH={length} / {parts}: change one of them.'
+    )
+
+
+def _head_of_parts(
+  head_fn: Callable[[Array], Array],
+  hidden: Array,
+  parts: tuple[int, int],
+  spec: P | None,
+) -> tuple[Callable[..., Array], list[Array]]:
+  """Returns (function of [*parts, ...] and arrays, the arrays of the head).
+
+  The arrays of the head become arguments, with a copy for each part of the
+  tokens. So each part sums the gradients of its own copy over the chunks, and
+  the sum over the parts is needed only once.
+
+  Args:
+    head_fn: the head.
+    hidden: hidden states [chunks, *parts, ...].
+    parts: number of parts of the rows and of the tokens.
+    spec: mesh axes of the parts.
+  """
+  head_fn, arrays = jax.closure_convert(head_fn, hidden[0, 0, 0])
+  arrays = [_copies(a, parts, spec) for a in arrays]
+  return jax.vmap(jax.vmap(head_fn)), arrays
 
 
 def _sums(
@@ -106,12 +264,8 @@ def _sums(
   hidden: Array,
   targets: Array,
   weights: Array,
-  restrict: Restrict | None,
-) -> tuple[Array, Array]:
-  logits = head_fn(hidden)
-  if restrict is not None:
-    logits = restrict(logits, targets)
-  nats, log_z = token_nats(logits, targets)
+) -> Sums:
+  nats, log_z = token_nats(head_fn(hidden), targets)
   return _total(nats, weights), _total(jnp.square(log_z), weights)
 
 

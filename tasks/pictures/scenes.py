@@ -39,8 +39,13 @@ RELATIONS = ('左邊', '右邊', '上面', '下面')
 # Relation of the first object to the second -> that of the second to the first.
 _OPPOSITES = {'右邊': '左邊', '下面': '上面'}
 NUMBERS = {2: '兩個', 3: '三個', 4: '四個'}
-# One in this many triples (colour, form, size) is held out.
+# Splits of pictures with an object that has a combination of attributes that
+# never occurs in training: a triple (colour, form, size), or a pair (colour,
+# form).
+UNSEEN, UNSEEN_PAIRS = 'unseen', 'unseen_pairs'
+# One in this many triples is held out.
 _ONE_OF = 6
+_HELD_OUT_PAIRS = (('橙', '三角形'), ('綠', '十字'), ('灰', '五角星'))
 _THING = r'(?P<size{n}>[小大]|中等)(?P<colour{n}>\w)色(?P<form{n}>{forms})'
 
 
@@ -56,15 +61,20 @@ class Thing:
     return f'{self.size}{self.colour}色{self.form}'
 
   @property
-  def is_held_out(self) -> bool:
-    """Whether no training picture has this triple of attributes.
+  def held_out_split(self) -> str:
+    """The only split that shows this object; '' if training shows it, too.
 
-    A triple is held out if the indices of its attributes add up to a multiple
-    of `_ONE_OF`. Each pair of attributes is also in triples that are not held
-    out, so all pairs occur in training.
+    All objects with a pair of `_HELD_OUT_PAIRS` are in the split
+    `UNSEEN_PAIRS`. Another object is in the split `UNSEEN` if the indices of
+    its attributes add up to a multiple of `_ONE_OF`. Each pair of attributes of
+    such an object is also in triples that are not held out, so all its pairs
+    occur in training.
     """
+    if (self.colour, self.form) in _HELD_OUT_PAIRS:
+      return UNSEEN_PAIRS
     number = list(COLOURS).index(self.colour) + FORMS.index(self.form)
-    return (number + SIZES.index(self.size)) % _ONE_OF == 0
+    number += SIZES.index(self.size)
+    return '' if number % _ONE_OF else UNSEEN
 
 
 @dataclasses.dataclass(frozen=True)

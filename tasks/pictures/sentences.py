@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from tasks.pictures import scenes
 
 CLOTHES = ('一件{}的圖片', '圖中是{}', '{}', '這是{}')
+# The name of each label of Fashion-MNIST.
+CLOTHES_NAMES = (
+  *('T恤／上衣', '長褲', '套頭衫', '洋裝', '大衣'),
+  *('涼鞋', '襯衫', '運動鞋', '包包', '短靴'),
+)
 HANZI = '寫一個「{}」字'
 EMOJI = '{style}風格：{name}'
 EMOJI_STYLES = {'noto': '諾托', 'emojitwo': '雙彩', 'blobmoji': '水滴'}

@@ -3,7 +3,8 @@
 A picture depends only on its split and its number, so every machine makes the
 same pictures. In the split 'unseen', each picture has an object with a triple
 of colour, form and size that never occurs in training. But each pair of these
-attributes does occur in training.
+attributes does occur in training. In the split 'unseen_pairs', each picture has
+an object with a pair of colour and form that never occurs in training.
 """
 
 import dataclasses
@@ -36,7 +37,12 @@ class Shapes:
 
   num_pictures: int = 20_000
   size: int = 32
-  splits: ClassVar[tuple[str, ...]] = ('train', 'validation', 'unseen')
+  splits: ClassVar[tuple[str, ...]] = (
+    'train',
+    'validation',
+    scenes.UNSEEN,
+    scenes.UNSEEN_PAIRS,
+  )
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
     """{'picture', 'caption', 'facts'} of each picture of a split.
@@ -54,7 +60,8 @@ class Shapes:
     count = self.num_pictures if split == 'train' else self.num_pictures // 20
     for number in range(count):
       rng = np.random.default_rng([self.splits.index(split), number])
-      scene = random_scene(rng, split == 'unseen')
+      is_held_out = split in (scenes.UNSEEN, scenes.UNSEEN_PAIRS)
+      scene = random_scene(rng, split if is_held_out else '')
       yield {
         'picture': render(scene, self.size, rng),
         'caption': scenes.caption(scene, int(rng.integers(12))),
@@ -62,34 +69,34 @@ class Shapes:
       }
 
 
-def random_scene(rng: np.random.Generator, is_unseen: bool) -> Scene:
+def random_scene(rng: np.random.Generator, held_out: str = '') -> Scene:
   """Draws a random scene.
 
   Args:
     rng: random generator.
-    is_unseen: whether the first object has a held-out triple of attributes. The
-      second object never has one.
+    held_out: the `held_out_split` of the first object. That of the second
+      object is always ''.
   """
   kind = rng.choice(_KINDS, p=_RATES)
-  first = _random_thing(rng, is_unseen)
+  first = _random_thing(rng, held_out)
   if kind == 'one':
     return Scene((first,), place=str(rng.choice(list(scenes.PLACES))))
   if kind == 'many':
     return Scene((first,), number=int(rng.choice(list(scenes.NUMBERS))))
-  second = _random_thing(rng, False)
+  second = _random_thing(rng, '')
   while (second.colour, second.form) == (first.colour, first.form):
-    second = _random_thing(rng, False)
+    second = _random_thing(rng, '')
   return Scene((first, second), relation=str(rng.choice(scenes.RELATIONS)))
 
 
-def _random_thing(rng: np.random.Generator, is_held_out: bool) -> Thing:
+def _random_thing(rng: np.random.Generator, held_out: str) -> Thing:
   while True:
     thing = Thing(
       str(rng.choice(list(scenes.COLOURS))),
       str(rng.choice(scenes.FORMS)),
       str(rng.choice(scenes.SIZES)),
     )
-    if thing.is_held_out == is_held_out:
+    if thing.held_out_split == held_out:
       return thing
 
 

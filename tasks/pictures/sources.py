@@ -7,6 +7,7 @@ JSON can hold).
 
 import dataclasses
 import glob
+import itertools
 import json
 import logging
 import os
@@ -25,6 +26,8 @@ _logger = logging.getLogger(__name__)
 
 CAPTIONS = 'captions.jsonl'
 _FILE_OF = {'train': 'train', 'validation': 'valid'}
+# Split -> (split of TensorFlow Datasets, number of pictures of Fashion-MNIST).
+_CLOTHES_OF = {'train': ('train', 20_000), 'validation': ('test', 1500)}
 # Each split draws each character this many times, each time with new jitter.
 _HANZI_REPEATS = {'train': 8, 'validation': 1, JUDGE: 30}
 # This character is drawn too, although it is rare, since textbooks show all
@@ -38,6 +41,8 @@ _EM, _TOP = 1024, 900
 class FashionMnist:
   """Fashion-MNIST (Xiao et al. 2017): grey pictures of ten kinds of clothes.
 
+  If the data directory does not have them, TensorFlow Datasets loads them.
+
   Attributes:
     size: pixels of height and width.
   """
@@ -47,16 +52,13 @@ class FashionMnist:
 
   def records(self, split: str) -> Iterator[dict[str, Any]]:
     """Pictures of a split, in the order of the file."""
-    arrays = _arrays(f'fashion_mnist_{_file_part(split)}.npz')
-    names = [line['zh_hant'] for line in _lines('fashion_mnist_labels.jsonl')]
-    labels = arrays['labels']
-    for number, picture in enumerate(arrays['images']):
-      label = int(labels[number])
+    for number, (picture, label) in enumerate(_clothes(split)):
       sentence = sentences.CLOTHES[number % len(sentences.CLOTHES)]
+      name = sentences.CLOTHES_NAMES[label]
       yield {
         'picture': decoding.fit(picture, self.size),
-        'caption': sentence.format(names[label]),
-        'facts': {'label': label, 'name': names[label]},
+        'caption': sentence.format(name),
+        'facts': {'label': int(label), 'name': name},
       }
 
   def files_of(self, split: str) -> list[str]:
@@ -248,8 +250,38 @@ def _file_part(split: str) -> str:
   return _FILE_OF[split]
 
 
+def _clothes(split: str) -> Iterator[tuple[np.ndarray, int]]:
+  """(uint8 [28, 28], label) of each picture of Fashion-MNIST."""
+  name = f'fashion_mnist_{_file_part(split)}.npz'
+  if _located(name).is_file():
+    arrays = _arrays(name)
+    yield from zip(arrays['images'], arrays['labels'], strict=True)
+    return
+  part, count = _CLOTHES_OF[split]
+  try:
+    # Here, since it is slow to import, and belongs to the [data] extra.
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder('fashion_mnist')
+    builder.download_and_prepare()
+  # A download fails with errors of many libraries.
+  except Exception as error:
+    raise ValueError(
+      f'The data file {_located(name)} must be there, or TensorFlow Datasets'
+      f' must load fashion_mnist, got {type(error).__name__}: {error}. Put the'
+      " file there, or install '.[data]' and connect to the network."
+    ) from error
+  examples = tfds.as_numpy(builder.as_dataset(split=part))
+  for example in itertools.islice(examples, count):
+    yield example['image'][..., 0], example['label']
+
+
+def _located(name: str) -> pathlib.Path:
+  return text_files.data_directory() / 'images' / name
+
+
 def _path(name: str) -> pathlib.Path:
-  path = text_files.data_directory() / 'images' / name
+  path = _located(name)
   if not path.is_file():
     raise ValueError(
       f'The data file {path} must be there: put it there, or set $WUDAO_DATA to'

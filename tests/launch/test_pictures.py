@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import describe, draw, images, train
+from launch import bench, describe, draw, images, train
 from moe.runs import gallery_file
 from tasks.pictures import shapes, stores
 
@@ -117,6 +117,19 @@ def test_a_trained_model_draws_a_sentence_and_describes_it(place, capsys):
   assert describe.main([checkpoint, sheet, '--samples=2']) == 0
   assert describe.main([checkpoint, sheet, '--labels=圓形,方形']) == 0
   assert 'red.png' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_drawing_with_guidance_is_timed_against_drawing_without(place, capsys):
+  argv = ['draw', f'--checkpoint={place}/run', '--prompt=大紅色圓形']
+  assert bench.main([*argv, '--num=3', '--rounds=2', '--json']) == 0
+  report = json.loads(capsys.readouterr().out)
+  first, last = report['runs']
+  assert first['name'] == 'without guidance'
+  assert last['name'] == 'with guidance 2'
+  assert last['ratio'] > 0 and report['pictures at a time'] == 3
+  assert bench.main([*argv, '--guidance=1']) == 2
+  assert '--guidance must not be 1' in capsys.readouterr().err
 
 
 def drawn(place):

@@ -98,7 +98,7 @@ def test_the_head_reads_the_table_of_its_kind(tied):
   table_VD = params['embedding' if tied else 'output']['table']
   hidden = np.random.RandomState(0).randn(3, factories.D_MODEL).astype('f4')
   np.testing.assert_allclose(
-    module.head(params, hidden), hidden @ table_VD.T, rtol=1e-5, atol=1e-5
+    module.head_of(params)(hidden), hidden @ table_VD.T, rtol=1e-5, atol=1e-5
   )
 
 

@@ -37,30 +37,26 @@ class Uniform:
     hidden = jnp.zeros((*batch.tokens.shape, 1))
     return Outputs(hidden, state, None, {}, {})
 
-  def head(self, params, hidden, section=None):
-    return jnp.zeros((*hidden.shape[:-1], SPACE.size))
-
-  def restrict(self, logits, targets):
-    number = SPACE.range_of(np.arange(SPACE.size))
-    competes = number == SPACE.range_of(targets)[..., None]
-    return jnp.where(competes, logits, -1e9)
+  def head_of(self, params, section):
+    return lambda hidden: jnp.zeros((*hidden.shape[:-1], SPACE.sizes[section]))
 
 
 def test_the_loss_is_the_weighted_sum_of_the_means_of_the_modalities():
   made = by_modality(Uniform(), (1, 4), language_model, text=0.5, image=2.0)
   sums, _, _ = made.loss(None, {}, BATCH, jax.random.key(0), True)
   weights = made.weights(BATCH)
-  # Each range is padded to 128 ids, so the loss of each target is ln 128.
-  nats = np.log(128)
-  np.testing.assert_allclose(sums['cross_entropy_text'], 3 * nats, rtol=1e-6)
-  np.testing.assert_allclose(sums['cross_entropy_image'], nats, rtol=1e-6)
-  np.testing.assert_allclose(sums['cross_entropy'], 4 * nats, rtol=1e-6)
+  # A target competes with the 128 ids of text, or with the 4 image codes.
+  text, image = np.log(128), np.log(4)
+  np.testing.assert_allclose(sums['cross_entropy_text'], 3 * text, rtol=1e-6)
+  np.testing.assert_allclose(sums['cross_entropy_image'], image, rtol=1e-6)
+  total = 3 * text + image
+  np.testing.assert_allclose(sums['cross_entropy'], total, rtol=1e-6)
   assert weights['cross_entropy_text'] == 3
   assert weights['cross_entropy_image'] == 1
   assert 'cross_entropy_protein' not in sums
   total = sum(made.coefficients[n] * sums[n] / weights[n] for n in sums)
   # The mean loss of text has the weight 0.5, that of image codes the weight 2.
-  np.testing.assert_allclose(total, 2.5 * nats, rtol=1e-6)
+  np.testing.assert_allclose(total, 0.5 * text + 2 * image, rtol=1e-6)
 
 
 def test_chunks_change_no_loss():

@@ -1,7 +1,7 @@
 import pytest
 
 from launch.configs import configuration
-from moe.planning import execution
+from moe.planning import changes, execution
 
 FILES = [
   'models/tiny.gin',
@@ -118,3 +118,9 @@ def test_blocks_of_the_prefix_are_recomputed_one_by_one():
   assert recomputed['attention'] == 1
   assert recomputed['dense layers'] == pytest.approx((3 + 2 / 3) / 4)
   assert recomputed['experts'] == pytest.approx(2 / 3)
+
+
+def test_the_loss_of_pictures_and_text_has_chunks():
+  run = configuration.load([PICTURES], ['LOSS_CHUNKS=4'])
+  assert execution.loss_chunks(run) == 4
+  assert execution.loss_chunks(changes.with_chunks(run, 16)) == 16

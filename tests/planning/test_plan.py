@@ -127,8 +127,34 @@ def test_a_plan_tells_modalities_apart(facts):
     'image': 0.75,
   }
   assert found['image']['drop_rate_cv03'] > found['image']['drop_rate_balanced']
+  # All ids share one softmax, so all tokens have equal FLOPs.
+  assert found['image']['flops_share'] == 0.75
   lines = report.text(mixed).splitlines()
   assert any('image' in line and '75.0% of tokens' in line for line in lines)
+
+
+def test_a_token_pays_for_the_logits_of_its_own_modality():
+  plain = plan.plan_shapes(cases.loaded(LOSS_CHUNKS=8))
+  facts = plan.plan_shapes(
+    cases.loaded(
+      **{
+        'LOSS_CHUNKS': 8,
+        'run.Data.shares': (0.25, 0.75),
+        'decoder.Decoder.ranges': (('image', 1000),),
+      }
+    )
+  )
+  # Of 16384 ids, 15360 are of text and 1000 are codes; 24 pad the codes. The
+  # mean token has .25 * 15360 + .75 * 1000 = 4590 logits.
+  saved = 2 * 1024 * (16384 - 4590)
+  key = 'flops_per_token_forward'
+  assert facts[key] == plain[key] - saved
+  # One of 8 chunks may have targets of both ranges.
+  key = f'executed_{key}'
+  assert facts[key] == pytest.approx(plain[key] - saved + 2 * 1024 * 16384 / 8)
+  image = facts['modalities']['image']['flops_share']
+  own = facts['flops_per_token_forward'] - 2 * 1024 * (4590 - 1000)
+  assert image == pytest.approx(0.75 * own / facts['flops_per_token_forward'])
 
 
 def test_a_plan_counts_the_block_that_predicts_two_tokens_ahead():

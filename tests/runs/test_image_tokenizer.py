@@ -122,7 +122,7 @@ def test_the_report_shows_held_out_pictures(place, tmp_path):
   root, pictures = place
   frozen = image_tokenizer.load(root / 'run')
   found, scores = tokenizer_report.report(frozen, pictures, 'the command')
-  assert list(found) == ['shapes', 'shapes_unseen']
+  assert list(found) == ['shapes', 'shapes_unseen', 'shapes_unseen_pairs']
   page = tokenizer_page.write(tmp_path, 'Title', frozen.facts, found, scores)
   assert scores[0].name == 'shapes: PSNR' and scores[0].n == 2
   assert frozen.sha256 in page.read_text() and 'the command' in page.read_text()

@@ -10,6 +10,8 @@ from moe.infer.pictures import Canvas, Seen
 from moe.infer.sampling import Sampling
 from moe.modalities.ids import EOS, PATCHES
 from moe.modalities.text import train_vocabulary
+from moe.models.functional import make_functional
+from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.runs import picture_model, recognition
 from moe.runs.drawing import Drawing
@@ -149,6 +151,32 @@ def painter(parts):  # noqa: F811
   return made
 
 
+@pytest.fixture(scope='module')
+def painter_on_devices(painter):
+  """The same model on eight devices; each has an expert and some rows."""
+  mesh, table = make_mesh(MeshShape(data=2, expert=4)), rules.table('standard')
+  one = painter.trained
+  functional = make_functional(
+    one.functional.module,
+    rules.activation_rules(table),
+    rules.layout(table, mesh),
+  )
+  place = jax.NamedSharding(mesh, jax.P())
+  trained = types.SimpleNamespace(
+    **vars(one)
+    | {
+      'functional': functional,
+      'mesh': mesh,
+      'row_parts': 8,
+      'params': jax.device_put(one.params, place),
+      'state': jax.device_put(one.state, place),
+    }
+  )
+  made = PictureModel(trained, None)
+  vars(made)['canvas'] = CANVAS
+  return made
+
+
 def patches(count):
   shape = count, NUM_CODES, 3
   values = np.random.default_rng(0).integers(1, 256, shape, np.uint8)
@@ -179,3 +207,20 @@ def test_a_picture_and_a_caption_do_not_depend_on_the_chunks(
   # pictures to equal sentences.
   assert (codes[1] != codes[2]).any()
   assert painter._write(seen, 2, Sampling(1.0), 5) == written
+
+
+def test_eight_devices_draw_and_listen_like_one(painter, painter_on_devices):
+  drawing = Drawing(2.0, sampling=Sampling(5.0), seed=5)
+  sentences = ['三三', '丁丁', '丁丁三']
+  seen, ids = patches(3), [painter.caption(text) for text in sentences]
+  one, eight = (
+    (
+      made.draw_codes(sentences, drawing),
+      made.write(seen),
+      made.nats(seen, ids),
+    )
+    for made in (painter, painter_on_devices)
+  )
+  np.testing.assert_array_equal(eight[0], one[0])
+  assert eight[1] == one[1]
+  np.testing.assert_allclose(eight[2], one[2], rtol=1e-5, atol=1e-5)

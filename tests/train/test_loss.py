@@ -9,7 +9,13 @@ from jax.extend import core
 
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
-from moe.train.loss import cross_entropy, token_nats
+from moe.train.loss import (
+  ONE_DEVICE,
+  Section,
+  cross_entropy,
+  cross_entropy_of_sections,
+  token_nats,
+)
 
 B, T, D, V = 3, 8, 5, 11
 
@@ -76,6 +82,78 @@ def test_chunks_change_neither_loss_nor_gradient(inputs, num_chunks):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+# The ids of a first range, and those of a second range behind a padding id.
+FIRST, SECOND = np.arange(7), np.arange(8, V)
+
+
+def sections(w, count=lambda name: None):
+  """Two sections of the head `w`; `count` is called when one has logits."""
+
+  def section(name, ids):
+    own = w[:, ids]
+
+    def head(hidden):
+      count(name)
+      return hidden @ own
+
+    return Section(head, int(ids[0]))
+
+  return [section('first', FIRST), section('second', SECOND)]
+
+
+def two_ranges(inputs):
+  """Targets without the padding id, and weights with a column per range."""
+  _, _, targets, weights = inputs
+  targets = jnp.where(targets == 7, 8, targets)
+  columns = jnp.stack([weights, jnp.where(targets < 8, weights, 0)], axis=-1)
+  return targets, columns
+
+
+@pytest.mark.parametrize('num_chunks', [1, 2, 8])
+def test_ranges_compete_among_themselves_in_all_chunks(inputs, num_chunks):
+  w, hidden, _, _ = inputs
+  targets, weights = two_ranges(inputs)
+
+  def total(w, hidden):
+    sums = cross_entropy_of_sections(
+      sections(w), hidden, targets, weights, num_chunks
+    )
+    return sums[0][0] + 0.1 * sums[1].sum(), sums
+
+  def masked(w, hidden):
+    ids = jnp.arange(V)
+    competes = ((ids < 7) == (targets < 8)[..., None]) & (ids != 7)
+    nats, log_z = token_nats(jnp.where(competes, hidden @ w, -1e9), targets)
+    sums = [(a[..., None] * weights).sum((0, 1)) for a in (nats, log_z**2)]
+    return sums[0][0] + 0.1 * sums[1].sum(), tuple(sums)
+
+  found, wanted = (
+    jax.jit(jax.value_and_grad(f, (0, 1), has_aux=True))(w, hidden)
+    for f in (total, masked)
+  )
+  for got, expected in zip(
+    jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True
+  ):
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_computes_the_logits_of_its_own_ranges_alone(inputs):
+  w, hidden, _, _ = inputs
+  # Of 24 tokens, 6 have targets of the first range and 12 of the second, and 6
+  # have the weight 0. In chunks of 6, that is 1 chunk and 2 chunks.
+  order = np.random.RandomState(0).permutation(B * T).reshape(B, T)
+  targets = jnp.where(order < 6, 3, 9)
+  weights = (order < 18).astype(jnp.float32)
+  counted = []
+  count = lambda name: jax.debug.callback(lambda: counted.append(name))
+  loss = lambda w: cross_entropy_of_sections(
+    sections(w, count), hidden, targets, weights, 4
+  )
+  jax.block_until_ready(jax.jit(loss)(w))
+  jax.effects_barrier()
+  assert sorted(counted) == ['first', 'second', 'second']
+
+
 def largest(jaxpr):
   """Size of the largest array that a program makes."""
   sizes = [0]
@@ -100,7 +178,27 @@ def test_logits_of_more_than_a_chunk_never_exist(inputs):
   assert largest(program(8)) == max(B * 1000, D * 1000)
 
 
-def sharded_gradient(shape, num_chunks):
+def loss_of_head(num_chunks, num_first, layout=ONE_DEVICE):
+  """The loss as a function of head, hidden states, targets and weights.
+
+  If `num_first` is not 0, the ids below it have a softmax of their own.
+  """
+
+  def loss(w_VD, hidden, targets, weights):
+    head = lambda w: lambda h: h @ w.T
+    score, heads = cross_entropy, head(w_VD)
+    if num_first:
+      score = cross_entropy_of_sections
+      heads = [
+        Section(head(w_VD[:num_first]), 0),
+        Section(head(w_VD[num_first:]), num_first),
+      ]
+    return score(heads, hidden, targets, weights, num_chunks, layout)[0]
+
+  return loss
+
+
+def sharded_gradient(shape, num_chunks, num_first):
   """(compiled function, its arguments on the mesh).
 
   The function computes the gradients for the head [V, D] and for hidden states.
@@ -118,25 +216,25 @@ def sharded_gradient(shape, num_chunks):
     place(rng.choice([0.0, 1.0], (8, 16)).astype('f4'), 'batch', 'length'),
   )
 
-  def loss(w_VD, hidden, targets, weights):
-    head = lambda h: h @ w_VD.T
-    layout = rules.layout(table, mesh)
-    return cross_entropy(head, hidden, targets, weights, num_chunks, layout)[0]
-
+  loss = loss_of_head(num_chunks, num_first, rules.layout(table, mesh))
   with jax.set_mesh(mesh):
     gradient = jax.jit(jax.grad(loss, (0, 1)))
     return gradient.lower(*arguments).compile(), arguments
 
 
-@pytest.mark.parametrize(
-  'shape',
-  [
-    MeshShape(data=2, fsdp=2, expert=2),
-    MeshShape(data=2, context=2, model=2),
-  ],
-)
-def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
-  compiled, arguments = sharded_gradient(shape, 4)
+MESHES = [
+  MeshShape(data=2, fsdp=2, expert=2),
+  MeshShape(data=2, context=2, model=2),
+]
+
+
+@pytest.mark.parametrize('num_first', [0, 24])
+@pytest.mark.parametrize('shape', MESHES)
+def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(
+  shape, num_first
+):
+  compiled, arguments = sharded_gradient(shape, 4, num_first)
+  on_mesh = compiled(*arguments)
   inside, name = [], ''
   for line in compiled.as_text().splitlines():
     if line.endswith('{') and not line.startswith(' '):
@@ -150,8 +248,9 @@ def test_chunks_over_devices_exchange_nothing_of_the_head_in_their_loop(shape):
   # parts. They are of hidden states: 4 rows of 2 tokens with D = 8.
   most = 4 * 2 * 8 if shape.model > 1 else 0
   assert max(inside, default=0) <= most
-  plain, _ = sharded_gradient(shape, 1)
-  for got, wanted in zip(compiled(*arguments), plain(*arguments), strict=True):
+  plain = jax.jit(jax.grad(loss_of_head(1, num_first), (0, 1)))
+  arguments = [np.asarray(a) for a in arguments]
+  for got, wanted in zip(on_mesh, plain(*arguments), strict=True):
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 

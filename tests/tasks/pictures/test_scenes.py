@@ -13,17 +13,24 @@ THINGS = [
 
 
 def test_held_out_triples_have_only_pairs_that_occur_in_training():
-  held_out = [thing for thing in THINGS if thing.is_held_out]
-  seen = [thing for thing in THINGS if not thing.is_held_out]
-  assert len(held_out) == len(THINGS) / 6
+  by_split = {
+    split: [thing for thing in THINGS if thing.held_out_split == split]
+    for split in ('', 'unseen', 'unseen_pairs')
+  }
+  # One of 6 triples is held out of the 45 pairs (colour, form) that are not.
+  assert len(by_split['unseen']) == pytest.approx(45 * 3 / 6, abs=1)
   pairs = lambda t: {(t.colour, t.form), (t.form, t.size), (t.size, t.colour)}
-  in_training = set.union(*map(pairs, seen))
-  assert all(pairs(thing) <= in_training for thing in held_out)
+  in_training = set.union(*map(pairs, by_split['']))
+  assert all(pairs(thing) <= in_training for thing in by_split['unseen'])
+  # Of the pairs of the last split, only those of colour and form are new.
+  new = set.union(*map(pairs, by_split['unseen_pairs'])) - in_training
+  assert len(new) == 3 and len(by_split['unseen_pairs']) == 9
+  assert new == {(t.colour, t.form) for t in by_split['unseen_pairs']}
 
 
 @pytest.mark.parametrize('number', range(30))
 def test_every_sentence_is_read_back_as_its_scene(number):
-  scene = shapes.random_scene(np.random.default_rng(number), False)
+  scene = shapes.random_scene(np.random.default_rng(number))
   for template in range(12):
     text = scenes.caption(scene, template)
     assert scenes.read(text) == scene, text

@@ -19,15 +19,14 @@ def test_a_picture_depends_on_split_and_number_alone():
     assert a['caption'] == b['caption'] and a['facts'] == b['facts']
 
 
-@pytest.mark.parametrize(
-  'split, is_unseen', [('train', False), ('unseen', True)]
-)
-def test_held_out_triples_are_in_the_unseen_split_alone(split, is_unseen):
-  count = 20 if split == 'train' else 400
+@pytest.mark.parametrize('split', shapes.Shapes.splits)
+def test_held_out_combinations_are_in_their_own_split_alone(split):
+  count = 300 if split == 'train' else 2000
+  held_out = split if split.startswith('unseen') else ''
   for record in shapes.Shapes(count, 8).records(split):
-    things = scenes.read(record['caption']).things
-    assert things[0].is_held_out == is_unseen
-    assert not any(thing.is_held_out for thing in things[1:])
+    scene = scenes.of_facts(record['facts'])
+    found = sorted(thing.held_out_split for thing in scene.things)
+    assert found[-1] == held_out and not any(found[:-1])
 
 
 @pytest.mark.parametrize('form', scenes.FORMS)

@@ -1,6 +1,7 @@
 import json
 import pathlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from moe.data.store import Store
 from tasks import splits
-from tasks.pictures import decoding, sources, stores
+from tasks.pictures import decoding, sentences, sources, stores
 
 
 @pytest.fixture
@@ -22,8 +23,6 @@ def data(tmp_path, monkeypatch):
     images=np.full((2, 28, 28), 9, np.uint8),
     labels=np.array([1, 0], np.uint8),
   )
-  names = [{'label': 0, 'zh_hant': '上衣'}, {'label': 1, 'zh_hant': '長褲'}]
-  write_lines(images / 'fashion_mnist_labels.jsonl', names)
   return images
 
 
@@ -56,9 +55,27 @@ def test_clothes_have_their_label_and_name(data):
   assert first['picture'].shape == (32, 32, 3)
 
 
-def test_a_missing_data_file_is_named(data):
+def test_a_missing_data_file_is_named(data, monkeypatch):
+  with pytest.raises(ValueError, match='emoji_noto_train.npz must be there'):
+    list(sources.Emoji().records('train'))
+  monkeypatch.setitem(sys.modules, 'tensorflow_datasets', None)
   with pytest.raises(ValueError, match='fashion_mnist_train.npz must be there'):
     list(sources.FashionMnist().records('train'))
+
+
+@pytest.mark.slow
+def test_clothes_without_a_file_come_from_tensorflow_datasets(
+  data, tmp_path, monkeypatch
+):
+  pytest.importorskip('importlib_resources')
+  tfds = pytest.importorskip('tensorflow_datasets')
+  # It has 20 pictures in each split, in the form of Fashion-MNIST.
+  builder = tfds.testing.DummyMnist(data_dir=tmp_path)
+  monkeypatch.setattr(tfds, 'builder', {'fashion_mnist': builder}.__getitem__)
+  records = list(sources.FashionMnist(32).records('train'))
+  assert len(records) == 20 and records[0]['picture'].shape == (32, 32, 3)
+  names = {record['facts']['name'] for record in records}
+  assert names <= {*sentences.CLOTHES_NAMES}
 
 
 def test_a_character_varies_in_place_size_slant_and_width():
