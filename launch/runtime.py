@@ -242,6 +242,8 @@ def set_up_jax() -> None:
     keep_freed_memory()
   stop_signals.listen()
   processes.initialize()
+  if not processes.is_first():
+    sys.stdout = io.StringIO()  # Only process 0 prints results.
   # Else the search for garbage at exit takes more than a second.
   atexit.register(gc.freeze)
   if jax.config.jax_compilation_cache_dir is None:

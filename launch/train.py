@@ -45,7 +45,7 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
   add(
     '--safe',
     action='store_true',
-    help='refuse gin files that name more than a run is made of',
+    help='refuse gin files and an INITIAL_CHECKPOINT that could do harm',
   )
   add(
     '--compiled',
@@ -96,7 +96,7 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   differences = configuration.differences(
     config.text, os.path.join(workdir, 'config.gin')
   )
-  job = training.prepare(config.run, workdir, differences)
+  job = training.prepare(config.run, workdir, differences, args.safe)
   if args.dry_run:
     print(job.description, end='')
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from moe import json_text
-from moe.checkpoint import integrity
+from moe.checkpoint import integrity, listing
 
 _MAX_FILES, _MAX_FOLDERS_DEEP = 1_000_000, 8
 _MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
@@ -30,6 +30,22 @@ _MAX_DIMS, _MAX_NODES = 16, 1_000_000
 _CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
 _JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
 _JSON += (integrity.NAME, '.zarray', '.zattrs', 'zarr.json')
+
+
+def check(place: str | os.PathLike) -> None:
+  """Raises ValueError if a step at a place is not safe to read.
+
+  Args:
+    place: directory of a run, of its checkpoints, or of one step.
+  """
+  directory, step = listing.locate(place)
+  for number in listing.steps(directory) if step is None else [step]:
+    found = problems(directory / str(number))
+    if found:
+      raise ValueError(
+        f'Step {number} in {directory} must be safe to read, but {found[0]}:'
+        ' delete the step, or take a checkpoint that you trust.'
+      )
 
 
 def problems(step_directory: str | os.PathLike) -> list[str]:

@@ -19,6 +19,7 @@ from moe.evaluate import likelihood
 from moe.evaluate.likelihood import Context, Document, Window
 from moe.infer.decode import Functional
 from moe.modalities.text import Vocabulary
+from moe.parallel import multihost
 from moe.train import loss
 from moe.types import Array, PyTree, TokenBatch
 
@@ -182,9 +183,9 @@ def answer_requests(
     batch = likelihood.window_batch(documents, members, num_rows, width)
     nats_BT, is_greedy_BT = answer(params, state, batch)
     rows = [window.document for window in members]
-    sums = np.asarray(nats_BT, np.float64).sum(axis=1)
+    sums = multihost.whole(nats_BT).astype(np.float64).sum(axis=1)
     np.add.at(nats, rows, sums[: len(rows)])
-    whole = np.asarray(is_greedy_BT).all(axis=1)
+    whole = multihost.whole(is_greedy_BT).all(axis=1)
     np.logical_and.at(is_greedy, rows, whole[: len(rows)])
     done += len(members)
     on_progress(done, len(cut))

@@ -15,6 +15,7 @@ import numpy as np
 from moe.data import examples
 from moe.infer.decode import Functional
 from moe.infer.prompts import START_ID, bucket
+from moe.parallel import multihost
 from moe.train import loss
 from moe.types import PLACE_FIELDS, Array, PyTree, TokenBatch
 
@@ -296,7 +297,8 @@ def score_documents(
   score = build_scorer(functional)
 
   def collect(members: list[Window], nats_BT: Array):
-    sums = np.asarray(nats_BT, np.float64).sum(axis=1)[: len(members)]
+    sums = multihost.whole(nats_BT).astype(np.float64).sum(axis=1)
+    sums = sums[: len(members)]
     np.add.at(nats, [window.document for window in members], sums)
     on_progress(done, len(cut))
 

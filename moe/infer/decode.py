@@ -9,6 +9,7 @@ import numpy as np
 
 from moe.infer import kv_cache, sampling
 from moe.infer.prompts import Prompts, RowPrompt, bucket, stacked
+from moe.parallel import multihost
 from moe.types import Array, Cache, Outputs, PyTree, TokenBatch
 
 # The modality of ids, as `IdSpace.modality` gives it.
@@ -302,7 +303,7 @@ def generate(
   width = bucket(limit)
   batch, jumps = stacked(prompts, width, seed, row_parts, first_index)
   written, counts = write(params, state, batch, jumps, np.int32(limit), width)
-  written, counts = jax.device_get((written, counts))
+  written, counts = multihost.whole(written), multihost.whole(counts)
   return [
     row[:count].tolist()
     for _, row, count in zip(prompts, written, counts, strict=False)

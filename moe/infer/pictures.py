@@ -10,6 +10,7 @@ import numpy as np
 from moe.infer import decode, kv_cache, sampling
 from moe.infer.decode import Functional, Modality
 from moe.infer.prompts import START_ID, Prompts, bucket
+from moe.parallel import multihost
 from moe.types import Array, Cache, Extra, PyTree
 
 # Name of the id range of image codes, and number of their modality.
@@ -219,7 +220,7 @@ def draw(
     np.int32(0 if given is None else given.shape[1]),
     np.float32(guidance),
   )
-  return np.asarray(made)[: len(prompts)]
+  return multihost.whole(made)[: len(prompts)]
 
 
 def read_block(

@@ -2,12 +2,15 @@
 
 import contextlib
 import functools
+import json
 import math
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -79,6 +82,34 @@ def put_rows(rows: np.ndarray, sharding: NamedSharding) -> Array:
 
   shape = (num_parts * size, *rows.shape[1:])
   return jax.make_array_from_callback(shape, sharding, held)
+
+
+def whole(array: Array) -> np.ndarray:
+  """Fetches an array of which other processes may hold parts.
+
+  All processes must call this, and each of them gets the whole array.
+  """
+  if jax.process_count() == 1 or array.is_fully_addressable:
+    return np.asarray(array)
+  return multihost_utils.process_allgather(array, tiled=True)
+
+
+def gathered(entries: list[Any]) -> list[Any]:
+  """The lists of all processes, joined in their order; all must call this.
+
+  Args:
+    entries: the list of this process, ready for JSON.
+  """
+  if jax.process_count() == 1:
+    return entries
+  text = np.frombuffer(json.dumps(entries).encode(), np.uint8)
+  share = multihost_utils.process_allgather
+  sizes = share(np.array(text.size, np.int32)).tolist()
+  # The arrays of all processes must have one shape.
+  padded = np.zeros(max(sizes), np.uint8)
+  padded[: text.size] = text
+  texts = zip(share(padded), sizes, strict=True)
+  return [e for text, size in texts for e in json.loads(text[:size].tobytes())]
 
 
 def total(

@@ -175,6 +175,11 @@ def are_joined() -> bool:
   return _watch is not None
 
 
+def is_first() -> bool:
+  """Whether this is process 0, or the only process."""
+  return not isinstance(_watch, roll_call.Member)
+
+
 def tell_step(step: int, host: float, whole: float) -> None:
   """Tells process 0 the times of a step, so that it can name a slow process.
 

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -24,6 +24,7 @@ from moe.scale import compile as compile_lib
 from moe.train import goodput, progress, record_log, state, trainer
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
+from moe.train.watchdog import Watchdog
 
 _logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Opened(NamedTuple):
       which of these values a resumed run must have, too.
     start: makes the state of a new run.
     write_results: writes files after the last step, in the first process.
+    write_samples: writes samples after the last step, with all processes.
   """
 
   reader: Reader
@@ -87,18 +89,20 @@ class Opened(NamedTuple):
   meta: dict[str, Any]
   start: Callable[[], state.TrainState]
   write_results: Callable[[], None]
+  write_samples: Callable[[], None] = lambda: None
 
 
 def train(
   attempt: Attempt,
-  open_data: Callable[[], Opened],
+  open_data: Callable[[Callable[[], None]], Opened],
   write_report: Callable[[], None] = lambda: None,
 ) -> int:
   """Trains a run to its end, or resumes it from its work directory.
 
   Args:
     attempt: what is trained, and where.
-    open_data: opens the data, and makes stores that are missing.
+    open_data: opens the data, and makes stores that are missing. Its argument
+      is a function that compiles the step, which it may call meanwhile.
     write_report: writes a page after the results, in the first process.
 
   Returns:
@@ -128,19 +132,30 @@ def train(
       check_held,
       mirror.send,
     )
-    ts, saved = build.resumed_state(attempt.program, checkpointer)
-    opened = open_data()
+    with _watched(attempt, 'restoring'):
+      ts, saved = build.resumed_state(attempt.program, checkpointer)
+
+    def compile_step() -> None:
+      with spent.spent('compiling'), _watched(attempt, 'compiling'):
+        _compile(attempt)
+
+    opened = open_data(compile_step)
     opened.reader.skips = skips.read(workdir)
     meta = _meta(attempt, opened)
     if ts is None:
-      ts = opened.start()
+      with _watched(attempt, 'restoring'):
+        ts = opened.start()
     else:
       _check_resumed(saved, meta, opened.reader.skips, int(ts.step), workdir)
     if is_first:
       for name, text in attempt.texts.items():
         atomic_files.write_file(os.path.join(workdir, name), text)
+    compile_step()
     code = _train(attempt, opened, checkpointer, meta, ts, spent, begin)
-    # Results need no other process, so process 0 writes them alone.
+    if code == 0:
+      with spent.spent('reporting'):
+        opened.write_samples()
+    # The other results need one process.
     if code == 0 and is_first:
       with spent.spent('reporting'):
         opened.write_results()
@@ -149,6 +164,19 @@ def train(
       _write_facts(attempt, spent)
     mirror.send()
   return code
+
+
+@contextlib.contextmanager
+def _watched(attempt: Attempt, doing: str) -> Iterator[None]:
+  """Ends the process if the block lasts longer than HANG_SECONDS.
+
+  Args:
+    attempt: what is trained.
+    doing: what the block does, see `Watchdog.sees`.
+  """
+  with Watchdog(attempt.settings.hang_seconds, attempt.workdir) as watchdog:
+    watchdog.sees(doing)
+    yield
 
 
 def _meta(attempt: Attempt, opened: Opened) -> dict[str, Any]:
@@ -186,11 +214,9 @@ def _train(
   spent: goodput.Goodput,
   begin: float,
 ) -> int:
-  """Compiles the step, and runs the loop; returns the exit code."""
+  """Runs the loop; returns the exit code."""
   settings, program, reader = attempt.settings, attempt.program, opened.reader
-  failpoints.reach('run.compile')
-  with spent.spent('compiling'):
-    _compile(attempt, int(ts.step), begin)
+  _say_ready(attempt, int(ts.step), begin, spent.attempts[-1]['compiling'])
   spent.lose(_lost_seconds(attempt.workdir, int(ts.step)))
   # `Progress` removes the lost steps from the log. So their time, which the log
   # gives, is saved first.
@@ -231,23 +257,31 @@ def _train(
   return code
 
 
-def _compile(attempt: Attempt, step: int, begin: float) -> None:
-  """Compiles the step or reads it from a file; logs that the run is ready."""
-  begin_compile = time.monotonic()
+def _compile(attempt: Attempt) -> None:
+  """Compiles the step or reads it from a file, unless this has been done."""
   program, shapes = attempt.program, attempt.program.batch_shapes
+  if program.train_step.is_compiled:
+    return
+  failpoints.reach('run.compile')
   if attempt.compiled:
     compiled = compile_lib.load(program, shapes, attempt.compiled)
     program.train_step.use(compiled)
   else:
     program.train_step.compile(program.abstract, shapes)
-  now = time.monotonic()
+
+
+def _say_ready(
+  attempt: Attempt, step: int, begin: float, seconds: float
+) -> None:
+  """Logs the size of the model, the devices, and the time of the start."""
+  program, now = attempt.program, time.monotonic()
   size = f'{state.count(program.abstract.params):,} parameters'
   if 'params_active' in attempt.counts:
     size += f', {attempt.counts["params_active"]:,} active'
   _logger.info(
     f'{size}, on {program.mesh.size} x'
     f' {program.mesh.devices.flat[0].device_kind};'
-    f' compiled in {now - begin_compile:.1f} s, ready after'
+    f' compiled in {seconds:.1f} s, ready after'
     f' {now - begin:.1f} s;'
     f' step {step:,} of {attempt.settings.train_steps:,}'
   )

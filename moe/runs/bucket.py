@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from moe import atomic_files
 from moe.checkpoint import integrity, listing
 from moe.data import cache_dir
+from moe.parallel import processes
 from moe.runs import lock
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ def opened(place: str, is_written: bool = False) -> str:
     else:
       remote = epath.Path(url)
       _empty_if_old(remote, workdir)
+      _wait_for_others('bucket: the old files are gone')
       os.makedirs(workdir, exist_ok=True)
       if remote.exists():  # A dry run may come before the first run.
         _fetch(remote, workdir)
@@ -95,7 +97,7 @@ def _prepare(url: str, workdir: str) -> None:
 
 
 def _wait_for_others(where: str) -> None:
-  if jax.process_count() > 1:
+  if processes.are_joined():
     multihost_utils.sync_global_processes(where)
 
 

@@ -18,6 +18,7 @@ from moe.evaluate import comparison, documents, likelihood, ngram
 from moe.evaluate.likelihood import Context, Document
 from moe.evaluate.score import Score
 from moe.modalities import residues
+from moe.parallel import multihost
 from moe.runs import scoring
 from moe.runs.run import TrainedRun
 from moe.types import Array
@@ -194,7 +195,7 @@ def _num_right(
       batch = batch._replace(tokens=tokens)
     with jax.set_mesh(trained.mesh):
       counted = count(trained.params, trained.state, batch)
-    counts.append(np.asarray(counted)[: len(part)])
+    counts.append(multihost.whole(counted)[: len(part)])
   return np.concatenate(counts)
 
 

@@ -16,15 +16,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from moe.data.store import VOCABULARY, Store, file_sha256, is_store
+from moe.data.store import Store, file_sha256, is_store
 from moe.infer.pictures import Seen
 from moe.modalities.text import Vocabulary
 from moe.objectives.objective import Measure
+from moe.parallel import multihost
 from moe.runs import build, gallery_file, image_tokenizer, recognition
 from moe.runs.drawing import Drawing
 from moe.runs.gallery_file import Gallery
 from moe.runs.picture_model import PictureModel
-from moe.runs.run import IMAGE_TOKENIZER, Run, TrainedRun
+from moe.runs.run import Run, TrainedRun
 from moe.runs.writing import check_causal
 from moe.train.evaluation import Evaluation
 from moe.train.program import Program
@@ -90,27 +91,32 @@ def with_gallery(
   run: Run,
   program: Program,
   workdir: str,
+  vocabulary: str,
   evaluations: dict[str, Evaluation],
 ) -> dict[str, Evaluation]:
   """The evaluations of a run; the last one then makes the gallery.
 
-  There is no gallery if the run has no image tokenizer, several processes, or
-  a router that needs later tokens, or if no evaluation `draw_<source>` has its
-  held-out codes beside the tokenizer.
+  There is no gallery if the run has no image tokenizer, or a router that needs
+  later tokens, or if no evaluation `draw_<source>` has its held-out codes
+  beside the tokenizer. All processes must call this and draw the pictures.
 
   Args:
     run: the run.
     program: its program.
-    workdir: its directory, which holds the vocabulary and the tokenizer.
+    workdir: its directory.
+    vocabulary: file of its vocabulary.
     evaluations: its evaluations by the name of the task.
   """
   data = run.data
-  if not data.image_tokenizer or jax.process_count() > 1:
+  if not data.image_tokenizer:
     return evaluations
   root = os.path.dirname(os.path.abspath(data.image_tokenizer))
   names = [t.removeprefix(_DRAW) for t in evaluations if t.startswith(_DRAW)]
   found = {name: os.path.join(root, name, 'validation') for name in names}
   found = {n: path for n, path in found.items() if is_store(pathlib.Path(path))}
+  # A process without the pictures could not draw with the others.
+  shared = set.intersection(*map(set, multihost.gathered([list(found)])))
+  found = {n: path for n, path in found.items() if n in shared}
   try:
     check_causal(run, workdir)
   except ValueError as error:
@@ -118,19 +124,19 @@ def with_gallery(
     return evaluations
   if not found:
     return evaluations
-  path = os.path.join(workdir, IMAGE_TOKENIZER)
   trained = TrainedRun(
     build.place_model(run)[0],
     program.mesh,
     None,
     None,
-    Vocabulary(os.path.join(workdir, VOCABULARY)),
+    Vocabulary(vocabulary),
     0,
     workdir,
     run,
-    file_sha256(path),
+    file_sha256(data.image_tokenizer),
   )
-  model = PictureModel(trained, image_tokenizer.load(path))
+  tokenizer = image_tokenizer.load(data.image_tokenizer)
+  model = PictureModel(trained, tokenizer)
   examples = {name: _examples(model, path) for name, path in found.items()}
 
   def make(ts: TrainState) -> None:
@@ -139,14 +145,14 @@ def with_gallery(
       trained, params=ts.params, state=ts.state, step=step
     )
     is_last = step == run.settings.train_steps
-    before = gallery_file.read(workdir)
-    gallery_file.write(
-      workdir,
-      {
-        name: _made(model.at(now), one, before.get(name), is_last)
-        for name, one in examples.items()
-      },
-    )
+    is_first = jax.process_index() == 0
+    before = gallery_file.read(workdir) if is_first else {}
+    made = {
+      name: _made(model.at(now), one, before.get(name), is_last)
+      for name, one in examples.items()
+    }
+    if is_first:
+      gallery_file.write(workdir, made)
 
   *_, last = evaluations
   return {**evaluations, last: WithGallery(evaluations[last], make)}

@@ -18,6 +18,7 @@ from moe.infer.prompts import RowPrompt, bucket
 from moe.infer.sampling import Sampling
 from moe.modalities import image
 from moe.modalities.ids import PATCHES
+from moe.parallel import multihost
 from moe.runs import image_tokenizer
 from moe.runs.drawing import Drawing, Drawn
 from moe.runs.image_tokenizer import ImageTokenizer
@@ -251,7 +252,7 @@ class PictureModel:
         nats = self._listener(
           self.trained.params, self.trained.state, whole, ids, lengths
         )
-      found.append(np.asarray(nats)[: len(rows)])
+      found.append(multihost.whole(nats)[: len(rows)])
     return np.concatenate(found).astype(np.float64)
 
   def describe(

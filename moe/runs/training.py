@@ -1,20 +1,28 @@
 """Trains a language model, from the first check to the last file."""
 
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from moe import atomic_files
-from moe.checkpoint import listing
+from moe.checkpoint import foreign, listing
 from moe.data.cache_dir import default_cache_dir
 from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.ids import IdSpace
 from moe.modalities.text import Vocabulary
-from moe.runs import attempt, build, gallery, preflight, results, trained
+from moe.runs import (
+  attempt,
+  bucket,
+  build,
+  gallery,
+  preflight,
+  results,
+  trained,
+)
 from moe.runs.counts import flops_of
 from moe.runs.run import Data, Run
 from moe.train import program as program_lib
@@ -45,7 +53,9 @@ class Job:
   description: str
 
 
-def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
+def prepare(
+  run: Run, workdir: str, differences: Sequence[str], is_safe: bool = False
+) -> Job:
   """Checks the files that a run names; builds its program without any array.
 
   Args:
@@ -53,10 +63,14 @@ def prepare(run: Run, workdir: str, differences: Sequence[str]) -> Job:
     workdir: directory of the run, from `preflight.open_workdir`.
     differences: sentences that say how the settings differ from the
       configuration in the work directory.
+    is_safe: whether INITIAL_CHECKPOINT may come from a stranger. Then its files
+      are checked before they are read.
 
   Raises:
     ValueError: if a named file or a size does not fit.
   """
+  if is_safe and run.initial.checkpoint:
+    foreign.check(run.initial.checkpoint)
   steps_dir = listing.steps_dir(workdir)
   preflight.check_names(run, workdir, steps_dir, differences)
   program = build.build(run)
@@ -124,7 +138,9 @@ def train(
   )
   return attempt.train(
     one,
-    lambda: _opened(job, prepare_stores),
+    lambda compile_step: _opened(
+      job, functools.partial(prepare_stores, meanwhile=compile_step)
+    ),
     lambda: _logger.info(f'report: {write_report(job.workdir)}'),
   )
 
@@ -158,7 +174,10 @@ def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
   reader, evaluations = build.open_data(
     run, program, directory, found, job.workdir
   )
-  evaluations = gallery.with_gallery(run, program, job.workdir, evaluations)
+  vocabulary = os.path.join(directory, VOCABULARY)
+  evaluations = gallery.with_gallery(
+    run, program, job.workdir, vocabulary, evaluations
+  )
   hashes = _id_hashes(reader.vocab_sha256, reader.ids)
   held_out = build.held_out_hashes(run, found)
   first = next(iter(held_out.items()), None)
@@ -174,6 +193,7 @@ def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
     meta,
     lambda: build.starting_state(run, program, hashes),
     lambda: _write_results(job, found),
+    lambda: _write_samples(job),
   )
 
 
@@ -186,13 +206,20 @@ def _id_hashes(vocabulary_sha256: str, ids: IdSpace) -> dict[str, str]:
   return {**hashes, 'vocabulary_sha256': vocabulary_sha256}
 
 
+def _write_samples(job: Job) -> None:
+  """Writes the samples of the run; all processes must call this."""
+  # The mirrors of other machines lack files that process 0 has written.
+  is_alone = jax.process_count() == 1
+  place = job.workdir if is_alone else bucket.Mirror(job.workdir).place
+  samples = samples_of(job.run, place)
+  if jax.process_index() == 0:
+    path = os.path.join(job.workdir, 'samples.json')
+    atomic_files.write_json(path, samples)
+
+
 def _write_results(job: Job, found: build.FoundStores) -> None:
-  """Writes the baselines and samples of the run."""
+  """Writes the baselines of the run."""
   data = job.run.data
-
-  def write_json(name: str, content: Any) -> None:
-    atomic_files.write_json(os.path.join(job.workdir, name), content)
-
   if data.evaluation:
     task = data.evaluation[0]
     config = os.path.join(job.workdir, 'config.gin')
@@ -208,31 +235,28 @@ def _write_results(job: Job, found: build.FoundStores) -> None:
       'held_out': build.held_out_hashes(job.run, found)[task],
       'scores': [score.as_json() for score in scores],
     }
-    write_json('baselines.json', content)
+    path = os.path.join(job.workdir, 'baselines.json')
+    atomic_files.write_json(path, content)
     for score in scores:
       _logger.info(
         f'{score.name} of the training split: {score.value:.4f} bits/char on'
         ' held-out documents'
       )
-  write_json('samples.json', samples_of(job.run, job.workdir))
 
 
 def samples_of(run: Run, workdir: str) -> list[dict[str, str]]:
   """Writes samples after the run's prompts; returns {'prompt', 'text'} of each.
 
-  There are no samples if the run has several processes, or if the model cannot
-  write token by token.
+  All processes must call this. There are no samples if the model cannot write
+  token by token.
   """
   if not run.prompts:
     return []
-  if jax.process_count() > 1:
-    _logger.info(
-      'no samples: use launch.sample for a run with several processes.'
-    )
-    return []
+  # An error here ends the process. If the process went on without the file, the
+  # others would wait for it.
+  files = trained.find(workdir)
   try:
-    read = trained.read_back(run, trained.find(workdir))
-    return results.samples(read, run.prompts)
+    return results.samples(trained.read_back(run, files), run.prompts)
   except ValueError as error:  # For example, if the router needs later tokens.
     _logger.info(f'no samples: {error}')
     return []

@@ -1,9 +1,10 @@
 """Reports a run: logs, TensorBoard, and one line for people.
 
 log.jsonl has a record for each step, and eval.jsonl for each evaluated step.
-quarantine.jsonl has a line for each record of the data that the first process
-cannot read. bad_steps.jsonl has a line for each skipped step, with the records
-that the step has read.
+quarantine.jsonl has a line for each record of the data that a process cannot
+read. If there are several processes, it is written before each checkpoint.
+bad_steps.jsonl has a line for each skipped step, with the records that the step
+has read.
 
 A record of log.jsonl holds what the step computed and, under `time`, how long
 the step took. A resumed run first removes the records after the restored step.
@@ -22,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from moe.objectives.objective import Measure, Objective
+from moe.parallel import multihost
 from moe.train import record_log
 from moe.train.display import make_display, status
 from moe.train.goodput import Goodput
@@ -89,7 +91,9 @@ class Progress:
     self._log = self._evals = self._quarantine = self._bad_steps = None
     self._board = self._display = None
     self._loads = {}  # Loads of the last step: of all tokens, and by modality.
-    self._reported = set()  # Unreadable records that were reported.
+    # Unreadable records: reported ones, those in the file, and entries that are
+    # not in the file yet.
+    self._reported, self._listed, self._unlisted = set(), set(), []
     self._drawn_at = time.monotonic()
     # Seconds, and units of the objective (such as tokens), of all steps so far.
     self._elapsed, self._amount = 0.0, 0
@@ -102,9 +106,10 @@ class Progress:
       self._path('quarantine.jsonl'), resume_step
     )
     self._bad_steps = record_log.RecordLog(self.bad_steps_path, resume_step)
-    self._reported = set(
+    self._listed = set(
       map(_record_of, record_log.read(self._path('quarantine.jsonl')))
     )
+    self._reported = set(self._listed)
     self._display = make_display(stream)
     self._board = _Board(self._path('tensorboard'))
     records = record_log.read(self._path('log.jsonl'))
@@ -196,6 +201,9 @@ class Progress:
   def quarantine(self, step: int, entries: list[dict[str, Any]]) -> None:
     """Reports the unreadable records of the data, each only once in a run.
 
+    A process that is alone adds them to the file at once. Several processes add
+    them in `sync`.
+
     Args:
       step: number of the step that found the newest entry, counted from 1.
       entries: all entries so far, {'file', 'record', 'error'}.
@@ -208,12 +216,23 @@ class Progress:
         f'warning: step {step:,} left its row empty: record {entry["record"]}'
         f' of {entry["file"]}: {entry["error"]}'
       )
-      if self._quarantine is None:
-        # Each process reads its own rows, but only the first writes files.
+      self._unlisted.append({'step': step, **entry})
+      if self._display is None:  # Each process reads its own rows.
         _logger.info(f'process {jax.process_index()}: {text}')
       else:
-        self._quarantine.append({'step': step, **entry})
         self.note(text)
+    if jax.process_count() == 1:
+      self._list(self._unlisted)
+
+  def _list(self, entries: list[dict[str, Any]]) -> None:
+    """Adds unreadable records to the file, each only once in a run."""
+    self._unlisted = []
+    if self._quarantine is None:
+      return
+    for entry in sorted(entries, key=lambda e: e['step']):
+      if _record_of(entry) not in self._listed:
+        self._listed.add(_record_of(entry))
+        self._quarantine.append(entry)
 
   @property
   def bad_steps_path(self) -> str:
@@ -252,16 +271,19 @@ class Progress:
       self._display.note(text)
 
   def sync(self) -> None:
-    """Flushes the logs to the disk.
+    """Flushes the logs to the disk; all processes must call this.
 
     So when a machine is lost, the log has all steps of the last checkpoint.
     """
+    if jax.process_count() > 1:
+      self._list(multihost.gathered(self._unlisted))
     for log in (self._log, self._evals, self._quarantine, self._bad_steps):
       if log is not None:
         log.sync()
 
   def close(self) -> None:
     """Closes the logs and the display."""
+    self._list(self._unlisted)  # After an error the others give no entries.
     logs = self._log, self._evals, self._quarantine, self._bad_steps
     for part in (*logs, self._board, self._display):
       if part is not None:

@@ -23,6 +23,10 @@ STACKS = 'hang.txt'
 _LOOKS = 10  # Number of looks at the clock within the allowed time.
 # What the run waits for -> what a person should check.
 _CAUSES = {
+  'restoring': 'the state has not been made or restored: look at the disk or'
+  ' network of the checkpoints, or for a stopped process of this run',
+  'compiling': 'the step has not been compiled: look at the memory of this'
+  ' machine, or for a stopped process of this run',
   'the data': 'no batch has come: look at the disk or network of the data',
   'the devices': 'the devices have not finished a step: look for a device that'
   ' is broken, or for a stopped process of this run, for which a collective'

@@ -59,6 +59,17 @@ def test_what_could_do_harm_is_named(copy, harm, fragment):
   assert any(fragment in problem for problem in found), found
 
 
+@pytest.mark.parametrize('place', ['', 'checkpoints', 'checkpoints/2'])
+def test_a_checkpoint_with_a_harmful_step_is_refused(copy, place):
+  run = copy.parent / 'run'
+  run.mkdir()
+  copy.rename(run / 'checkpoints')
+  foreign.check(run / place)
+  pickled(run / 'checkpoints/2')
+  with pytest.raises(ValueError, match='Step 2 in .*can contain code'):
+    foreign.check(run / place)
+
+
 def test_a_path_that_leads_out_of_the_directory_is_named(copy):
   index = copy / '2/state/manifest.ocdbt'
   # The nodes of an index are compressed, so they are hard to edit. Instead, the

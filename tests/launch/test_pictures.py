@@ -10,6 +10,7 @@ from PIL import Image
 from launch import bench, describe, draw, images, train
 from moe.runs import gallery_file
 from tasks.pictures import shapes, stores
+from tests.parallel.cluster import started
 
 # Tiny models of pictures of 8 x 8 pixels, with 2 x 2 codes.
 TOKENIZER = {
@@ -49,17 +50,13 @@ def flags(numbers):
   return [f'--gin.{name}={value!r}' for name, value in numbers.items()]
 
 
-@pytest.fixture(scope='module')
-def place(tmp_path_factory, request):
-  """A folder with a tokenizer, codes and a run that reads patches."""
-  root = tmp_path_factory.mktemp('pictures')
-  patch = pytest.MonkeyPatch()
-  few = functools.partial(shapes.Shapes, num_pictures=80)
-  patch.setitem(stores.SOURCES, 'shapes', few)
-  request.addfinalizer(patch.undo)
-  cache = f'--gin.CACHE_DIR={str(root / "cache")!r}'
+def cache_flag(root):
+  return f'--gin.CACHE_DIR={str(root / "cache")!r}'
+
+
+def run_flags(root, name):
+  """The flags of a run that reads patches, in the directory `name`."""
   codes = root / 'codes'
-  tokenizer = {**TOKENIZER, 'PICTURES': ('shapes',)}
   model = {
     **MODEL,
     'TASK_MODULES': (f'{codes}/picture_tasks.py',),
@@ -69,7 +66,27 @@ def place(tmp_path_factory, request):
     "--gin.TRANSFORMS=(('draw_shapes_8', @transforms.DropCondition()),"
     "('describe_shapes_8', @transforms.ReadPatches()))"
   )
-  tokenizer_run, run = f'{root}/tokenizer', f'{root}/run'
+  return [
+    '--gin_file=runs/pictures_cpu.gin',
+    '--gin_file=runs/patches.gin',
+    f'--workdir={root / name}',
+    cache_flag(root),
+    transforms,
+    *flags(model),
+  ]
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory, request):
+  """A folder with a tokenizer, codes and a run that reads patches."""
+  root = tmp_path_factory.mktemp('pictures')
+  patch = pytest.MonkeyPatch()
+  few = functools.partial(shapes.Shapes, num_pictures=80)
+  patch.setitem(stores.SOURCES, 'shapes', few)
+  request.addfinalizer(patch.undo)
+  cache, codes = cache_flag(root), root / 'codes'
+  tokenizer = {**TOKENIZER, 'PICTURES': ('shapes',)}
+  tokenizer_run = f'{root}/tokenizer'
   assert not train.main([
     '--gin_file=runs/image_tokenizer_pictures.gin',
     f'--workdir={tokenizer_run}',
@@ -80,14 +97,7 @@ def place(tmp_path_factory, request):
     ['encode', f'--checkpoint={tokenizer_run}', f'--output={codes}']
     + ['--patches']
   )
-  assert not train.main([
-    '--gin_file=runs/pictures_cpu.gin',
-    '--gin_file=runs/patches.gin',
-    f'--workdir={run}',
-    cache,
-    transforms,
-    *flags(model),
-  ])  # fmt: skip
+  assert not train.main(run_flags(root, 'run'))
   return root
 
 
@@ -100,6 +110,21 @@ def test_a_run_shows_what_it_draws_and_describes(place):
   page = (place / 'run' / 'report.html').read_text(encoding='utf-8')
   title = 'shapes_8: held-out pictures and what the model says of them'
   assert f'<h2>{title}</h2>' in page
+
+
+@pytest.mark.nightly
+def test_two_processes_make_the_gallery_of_one(place):
+  arguments = ['-m', 'launch.train', *run_flags(place, 'two')]
+  processes = started(arguments, 2, 4)
+  errors = [process.communicate(timeout=300)[1] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], errors
+  (one,), (two,) = (
+    gallery_file.read(place / name).values() for name in ('run', 'two')
+  )
+  assert two.written == one.written
+  np.testing.assert_array_equal(two.made, one.made)
+  for step in (1, 2):
+    np.testing.assert_array_equal(two.drawn[step], one.drawn[step])
 
 
 @pytest.mark.slow

@@ -165,6 +165,28 @@ def test_a_resumed_run_reports_no_bad_record_twice(tmp_path):
   ]
 
 
+def test_bad_records_of_all_processes_are_listed_before_a_save(
+  tmp_path, monkeypatch
+):
+  others = [{'step': 2, **bad_record(9)}, {'step': 4, **bad_record(7)}]
+  monkeypatch.setattr('jax.process_count', lambda: 2)
+  monkeypatch.setattr(
+    progress.multihost, 'gathered', lambda own: [*own, *others]
+  )
+  shown = progress.Progress(tmp_path, OBJECTIVE, TOTAL, stream=io.StringIO())
+  shown.quarantine(3, [bad_record(7)])
+  shown.sync()
+  shown.sync()
+  assert record_log.read(tmp_path / 'quarantine.jsonl') == [
+    {'step': 2, **bad_record(9)},
+    {'step': 3, **bad_record(7)},
+  ]
+  shown.quarantine(5, [bad_record(8)])
+  shown.close()  # The others may have ended.
+  last = record_log.read(tmp_path / 'quarantine.jsonl')[-1]
+  assert last == {'step': 5, **bad_record(8)}
+
+
 def test_a_new_run_in_a_directory_without_checkpoint_starts_the_log(tmp_path):
   run(tmp_path, range(1, 4))
   run(tmp_path, range(1, 3))

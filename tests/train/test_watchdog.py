@@ -27,6 +27,8 @@ class Ended:
 @pytest.mark.parametrize(
   ('doing', 'fragment'),
   [
+    ('restoring', 'the state has not been made or restored'),
+    ('compiling', 'the step has not been compiled'),
     ('the data', 'no batch has come'),
     ('the devices', 'a stopped process of this run'),
     ('an evaluation', 'held-out data'),
