@@ -24,16 +24,22 @@ class Linear(nn.Module):
     start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
       'zero'.
     dtype: compute dtype; parameters are float32.
+    is_first: whether the new dims are the first ones of the result.
   """
 
   features: tuple[int, ...]
   logical: tuple[str | None, ...]
   start: str = 'linear'
   dtype: jnp.dtype = jnp.float32
+  is_first: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Applies the layer to [..., in]; the result is [..., *features]."""
+    """Applies the layer to [..., in].
+
+    Returns:
+      [..., *features], or [*features, ...] with `is_first`.
+    """
     shape = (x.shape[-1], math.prod(self.features))
 
     def init_kernel(key, whole, dtype):
@@ -54,13 +60,14 @@ class Linear(nn.Module):
     )
     # Coordinates of atoms are computed from y. By default, an accelerator may
     # round x and the kernel to fewer bits.
-    y = jnp.dot(
-      x.astype(self.dtype),
-      kernel.astype(self.dtype).reshape(shape),
-      precision='highest',
-    )
-    y = y.reshape(*x.shape[:-1], *self.features)
-    return y + bias.astype(self.dtype)
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype).reshape(shape)
+    bias = bias.astype(self.dtype)
+    if self.is_first:
+      y = jnp.tensordot(kernel, x, ((0,), (x.ndim - 1,)), precision='highest')
+      bias = bias.reshape(*self.features, *(1,) * (x.ndim - 1))
+      return y.reshape(*self.features, *x.shape[:-1]) + bias
+    y = jnp.dot(x, kernel, precision='highest')
+    return y.reshape(*x.shape[:-1], *self.features) + bias
 
 
 class LayerNorm(nn.Module):

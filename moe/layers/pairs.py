@@ -24,8 +24,8 @@ from moe.types import Array
 OUTGOING, INCOMING = 'outgoing', 'incoming'
 # Products of two edges of a triangle, summed over its third residue k.
 _SUMS = {
-  OUTGOING: 'BIkC,BJkC->BIJC',
-  INCOMING: 'BkIC,BkJC->BIJC',
+  OUTGOING: 'CBIk,CBJk->CBIJ',
+  INCOMING: 'CBkI,CBkJ->CBIJ',
 }
 
 # Largest number of scores that triangle attention holds at once on a device,
@@ -57,29 +57,36 @@ class TriangleMultiplication(nn.Module):
     Z = pair_BIJZ.shape[-1]
     C = self.width or Z
     x = LayerNorm(axes.LATENT, self.dtype, name='norm_in')(pair_BIJZ)
-    # Values of two factors, their gates, and the gate of the result.
+    # Values of two factors, their gates, and the gate of the result. Channels
+    # come first, so that no product has to move them there.
     count = len(self.directions)
     every = Linear(
       (count, 4 * C + Z),
       (axes.LATENT, None, axes.MLP),
       dtype=self.dtype,
+      is_first=True,
       name='factors',
     )(x)
     is_pair = valid_BI[:, :, None] & valid_BI[:, None]
     total = 0
     for i, direction in enumerate(self.directions):
       one, two, gate_one, gate_two, gate = jnp.split(
-        every[..., i, :], [C, 2 * C, 3 * C, 4 * C], axis=-1
+        every[i], [C, 2 * C, 3 * C, 4 * C]
       )
-      one = jnp.where(is_pair[..., None], one * jax.nn.sigmoid(gate_one), 0)
-      two = jnp.where(is_pair[..., None], two * jax.nn.sigmoid(gate_two), 0)
-      y = jnp.einsum(_SUMS[direction], one, two)
+      one = jnp.where(is_pair, one * jax.nn.sigmoid(gate_one), 0)
+      two = jnp.where(is_pair, two * jax.nn.sigmoid(gate_two), 0)
+      y = jnp.moveaxis(jnp.einsum(_SUMS[direction], one, two), 0, -1)
       y = LayerNorm(axes.LATENT, self.dtype, name=f'norm_{direction}')(y)
       out = Linear(
-        (Z,), (axes.MLP, axes.LATENT), 'zero', self.dtype, name=direction
+        (Z,),
+        (axes.MLP, axes.LATENT),
+        'zero',
+        self.dtype,
+        is_first=True,
+        name=direction,
       )
       total += out(y) * jax.nn.sigmoid(gate)
-    return total
+    return jnp.moveaxis(total, 0, -1)
 
 
 class GatedAttention(nn.Module):
