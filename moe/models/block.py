@@ -77,6 +77,18 @@ class Block(nn.Module):
     twin = experts.dense_twin()
     return LayerAnatomy(attention, feed_forward=twin, twin_of=experts)
 
+  def layers(self) -> tuple[nn.Module, nn.Module]:
+    """(attention, dense or sparse layer) as modules outside of a model."""
+    attention = self.attention(dtype=self.dtype, parent=None)
+    if self.has_experts:
+      return attention, self.moe(dtype=self.dtype, parent=None)
+    if not self.is_sparse:
+      return attention, self.feed_forward(dtype=self.dtype, parent=None)
+    twin = self.anatomy().feed_forward
+    return attention, FeedForward(
+      twin.width, twin.activation, self.dtype, parent=None
+    )
+
   def update_state(self, state: PyTree) -> PyTree:
     """Returns this block's state after a step."""
     moe = self.moe(parent=None)

@@ -15,6 +15,7 @@ from moe.modalities import ids as ids_lib
 from moe.modalities import image
 from moe.models.ahead import Ahead
 from moe.models.anatomy import Anatomy
+from moe.models.block import Block
 from moe.models.parametrisation import CompleteP
 from moe.models.stack import Stack
 from moe.types import (
@@ -142,6 +143,23 @@ class Decoder(nn.Module):
       num_periods=stack.num_periods(),
       predicts_ahead=self.predicts_ahead,
     )
+
+  def only_block(self) -> tuple[Block, int]:
+    """(the block that the model repeats, outside of the model, their number).
+
+    Raises:
+      ValueError: if the model has several kinds of blocks.
+    """
+    stack = self.stack(parent=None)
+    if stack.num_dense_prefix or len(stack.kinds()) != 1:
+      raise ValueError(
+        'The blocks of the model must all be equal here: set'
+        ' NUM_DENSE_PREFIX=0 and MOE_EVERY=1.'
+      )
+    block = stack.scaled_block()(
+      is_sparse=stack.kinds()[0], dtype=jnp.dtype(self.dtype), parent=None
+    )
+    return block, stack.num_layers
 
   def extras(self) -> tuple[Extra, ...]:
     """The arrays that the model reads besides the fields of every batch."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from moe.evaluate.timing import Timed, clock
 from moe.layers.attention import mask_spec
-from moe.layers.feed_forward import FeedForward
 from moe.layers.moe_layer import TokenInfo
 from moe.models import functional
 from moe.models.decoder import Decoder
@@ -57,34 +56,19 @@ def timed(
   Raises:
     ValueError: if the model has several kinds of blocks.
   """
-  stack = model.stack(parent=None)
-  prefix, period = stack.anatomy()
-  if len(prefix) + len(period) != 1:
-    raise ValueError(
-      '--compare=parts needs blocks that are all equal: set NUM_DENSE_PREFIX=0'
-      ' and MOE_EVERY=1.'
-    )
-  dtype = jnp.dtype(model.dtype)
-  block = stack.scaled_block()(
-    is_sparse=stack.kinds()[0], dtype=dtype, parent=None
-  )
-  attention = block.attention(dtype=dtype, parent=None)
-  mask = mask_spec(batch, None)
-  network, inputs = block.feed_forward(dtype=dtype, parent=None), ()
+  block, number = model.only_block()
+  attention, network = block.layers()
+  inputs = ()
   if block.has_experts:
-    network = block.moe(dtype=dtype, parent=None)
     valid = batch.segment_ids > 0
     inputs = TokenInfo(batch.tokens, batch.modality, valid), True
-  elif block.is_sparse:
-    twin = block.anatomy().feed_forward
-    network = FeedForward(twin.width, twin.activation, dtype, parent=None)
   shape = (*batch.tokens.shape, model.d_model)
-  x_BTD = jax.random.normal(jax.random.key(0), shape, dtype)
-  layers = stack.num_layers
+  x_BTD = jax.random.normal(jax.random.key(0), shape, block.dtype)
+  mask = mask_spec(batch, None)
 
   def of_layers(name: str, layer: Any, *inputs: Any) -> Timed:
     seconds = clock(_layer(layer, x_BTD, *inputs))
-    return Timed(f'{name} of {layers} layers', lambda: layers * seconds())
+    return Timed(f'{name} of {number} layers', lambda: number * seconds())
 
   return [
     of_layers('attention', attention, mask, None),
