@@ -107,10 +107,8 @@ def _head(
   def both_ways(tables: PyTree, x_BTD: Array) -> PyTree:
     def nats(tables: PyTree, x_BTD: Array) -> Array:
       x_BTD += tables['embedding']['table'].astype(x_BTD.dtype)[batch.tokens]
-      head = functools.partial(model.head, tables)
-      return loss.cross_entropy(head, x_BTD, batch.targets, batch.loss_weights)[
-        0
-      ]
+      args = x_BTD, batch.targets, batch.loss_weights
+      return loss.cross_entropy(model.head_of(tables), *args)[0]
 
     return jax.value_and_grad(nats, argnums=(0, 1))(tables, x_BTD)
 
