@@ -7,7 +7,7 @@ imports.
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from launch.later import Later
 from tasks import modules
@@ -22,7 +22,6 @@ def prepare(
   vocab_size: int | None = None,
   task_modules: Sequence[str] = (),
   ranges: Mapping[str, int] | None = None,
-  meanwhile: Callable[[], None] = lambda: None,
 ) -> str:
   """Makes token stores that are missing or out of date.
 
@@ -37,7 +36,6 @@ def prepare(
       vocabulary of this size is trained on the first task.
     task_modules: modules or files of a user that declare tasks.
     ranges: name -> size of each id range that follows the text range.
-    meanwhile: called while the child process makes stores.
 
   Returns:
     The vocabulary's directory. `moe.data.store.find_stores` finds the stores
@@ -60,13 +58,7 @@ def prepare(
     command += [f'--range={name}={n}' for name, n in (ranges or {}).items()]
     for task, splits in wanted:
       command += [f'{task}/{split}' for split in splits]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as child:
-      try:
-        meanwhile()
-        code = child.wait()
-      except BaseException:
-        child.kill()
-        raise
-    if code:
-      sys.exit(code)  # The child has printed the reason.
+    made = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if made.returncode:
+      sys.exit(made.returncode)  # The child has printed the reason.
   return directory

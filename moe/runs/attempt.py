@@ -94,15 +94,14 @@ class Opened(NamedTuple):
 
 def train(
   attempt: Attempt,
-  open_data: Callable[[Callable[[], None]], Opened],
+  open_data: Callable[[], Opened],
   write_report: Callable[[], None] = lambda: None,
 ) -> int:
   """Trains a run to its end, or resumes it from its work directory.
 
   Args:
     attempt: what is trained, and where.
-    open_data: opens the data, and makes stores that are missing. Its argument
-      is a function that compiles the step, which it may call meanwhile.
+    open_data: opens the data, and makes stores that are missing.
     write_report: writes a page after the results, in the first process.
 
   Returns:
@@ -134,12 +133,7 @@ def train(
     )
     with _watched(attempt, 'restoring'):
       ts, saved = build.resumed_state(attempt.program, checkpointer)
-
-    def compile_step() -> None:
-      with spent.spent('compiling'), _watched(attempt, 'compiling'):
-        _compile(attempt)
-
-    opened = open_data(compile_step)
+    opened = open_data()
     opened.reader.skips = skips.read(workdir)
     meta = _meta(attempt, opened)
     if ts is None:
@@ -150,7 +144,6 @@ def train(
     if is_first:
       for name, text in attempt.texts.items():
         atomic_files.write_file(os.path.join(workdir, name), text)
-    compile_step()
     code = _train(attempt, opened, checkpointer, meta, ts, spent, begin)
     if code == 0:
       with spent.spent('reporting'):
@@ -214,9 +207,11 @@ def _train(
   spent: goodput.Goodput,
   begin: float,
 ) -> int:
-  """Runs the loop; returns the exit code."""
+  """Compiles the step, and runs the loop; returns the exit code."""
   settings, program, reader = attempt.settings, attempt.program, opened.reader
-  _say_ready(attempt, int(ts.step), begin, spent.attempts[-1]['compiling'])
+  with spent.spent('compiling'), _watched(attempt, 'compiling'):
+    failpoints.reach('run.compile')
+    _compile(attempt, int(ts.step), begin)
   spent.lose(_lost_seconds(attempt.workdir, int(ts.step)))
   # `Progress` removes the lost steps from the log. So their time, which the log
   # gives, is saved first.
@@ -257,31 +252,23 @@ def _train(
   return code
 
 
-def _compile(attempt: Attempt) -> None:
-  """Compiles the step or reads it from a file, unless this has been done."""
+def _compile(attempt: Attempt, step: int, begin: float) -> None:
+  """Compiles the step or reads it from a file; logs that the run is ready."""
+  begin_compile = time.monotonic()
   program, shapes = attempt.program, attempt.program.batch_shapes
-  if program.train_step.is_compiled:
-    return
-  failpoints.reach('run.compile')
   if attempt.compiled:
     compiled = compile_lib.load(program, shapes, attempt.compiled)
     program.train_step.use(compiled)
   else:
     program.train_step.compile(program.abstract, shapes)
-
-
-def _say_ready(
-  attempt: Attempt, step: int, begin: float, seconds: float
-) -> None:
-  """Logs the size of the model, the devices, and the time of the start."""
-  program, now = attempt.program, time.monotonic()
+  now = time.monotonic()
   size = f'{state.count(program.abstract.params):,} parameters'
   if 'params_active' in attempt.counts:
     size += f', {attempt.counts["params_active"]:,} active'
   _logger.info(
     f'{size}, on {program.mesh.size} x'
     f' {program.mesh.devices.flat[0].device_kind};'
-    f' compiled in {seconds:.1f} s, ready after'
+    f' compiled in {now - begin_compile:.1f} s, ready after'
     f' {now - begin:.1f} s;'
     f' step {step:,} of {attempt.settings.train_steps:,}'
   )

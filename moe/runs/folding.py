@@ -50,7 +50,7 @@ def train(
   """
   program = run.program()
 
-  def opened(_: Callable[[], None]) -> attempt.Opened:
+  def opened() -> attempt.Opened:
     return attempt.Opened(
       *open_chains(run, program, prepare_chains),
       preflight.run_identity(run),

@@ -96,7 +96,7 @@ def train(
       f' SHA-256 {frozen.sha256[:12]}'
     )
 
-  def opened(_: Callable[[], None]) -> attempt.Opened:
+  def opened() -> attempt.Opened:
     return attempt.Opened(
       *open_pictures(run, program, prepare_pictures),
       preflight.run_identity(run),

@@ -1,7 +1,6 @@
 """Trains a language model, from the first check to the last file."""
 
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -138,9 +137,7 @@ def train(
   )
   return attempt.train(
     one,
-    lambda compile_step: _opened(
-      job, functools.partial(prepare_stores, meanwhile=compile_step)
-    ),
+    lambda: _opened(job, prepare_stores),
     lambda: _logger.info(f'report: {write_report(job.workdir)}'),
   )
 

@@ -212,11 +212,6 @@ class _Step:
     """Compiles now, so that the first step takes as long as the others."""
     self._compiled = self.lower(abstract, shapes).compile()
 
-  @property
-  def is_compiled(self) -> bool:
-    """Whether `compile` or `use` was called."""
-    return self._compiled is not None
-
   def use(self, compiled: Callable) -> None:
     """Uses a step that was compiled elsewhere."""
     self._compiled = compiled

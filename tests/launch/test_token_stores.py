@@ -1,7 +1,7 @@
 """The child process that makes token stores: its start and its command."""
 
-import subprocess
 import sys
+import types
 
 import pytest
 
@@ -11,14 +11,15 @@ from tasks import modules
 
 @pytest.fixture
 def commands(monkeypatch):
-  """A list of the commands of child processes, which end at once."""
-  commands, popen = [], subprocess.Popen
+  """A list of the commands of child processes, which are not run."""
+  commands = []
 
-  def started(command, **options):
+  def run(command, **options):
     commands.append(command)
-    return popen([sys.executable, '-c', ''], **options)
+    return types.SimpleNamespace(returncode=0)
 
-  monkeypatch.setattr(subprocess, 'Popen', started)
+  fake = types.SimpleNamespace(run=run, DEVNULL=None)
+  monkeypatch.setattr(token_stores, 'subprocess', fake)
   return commands
 
 
@@ -48,41 +49,3 @@ def test_a_missing_task_module_is_an_error_before_a_child_starts(
       [('t', ['train'])], tmp_path, vocab_size=300, task_modules=['no.py']
     )
   assert not commands
-
-
-def test_work_is_done_while_the_child_runs(tmp_path, monkeypatch):
-  waits = [sys.executable, '-c', 'input()']
-  popen, children = subprocess.Popen, []
-
-  def started(command, **options):
-    children.append(popen(waits, stdin=subprocess.PIPE, **options))
-    return children[-1]
-
-  def meanwhile():
-    assert children[0].poll() is None
-    children[0].communicate(b'\n')
-
-  monkeypatch.setattr(subprocess, 'Popen', started)
-  wanted = [('t', ['train'])], tmp_path
-  token_stores.prepare(*wanted, vocab_size=300, meanwhile=meanwhile)
-  assert children[0].returncode == 0
-
-
-def test_a_child_ends_with_the_command_that_started_it(tmp_path, monkeypatch):
-  popen, children = subprocess.Popen, []
-
-  def started(command, **options):
-    children.append(
-      popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
-    )
-    return children[-1]
-
-  def meanwhile():
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(subprocess, 'Popen', started)
-  with pytest.raises(KeyboardInterrupt):
-    token_stores.prepare(
-      [('t', ['train'])], tmp_path, vocab_size=300, meanwhile=meanwhile
-    )
-  assert children[0].returncode < 0

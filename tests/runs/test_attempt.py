@@ -50,6 +50,6 @@ def test_a_hang_before_the_loop_is_named(
     reader, {}, {}, lambda: types.SimpleNamespace(step=0), lambda: None
   )
   with pytest.raises(Over):
-    attempt.train(one, lambda compile_step: opened)
+    attempt.train(one, lambda: opened)
   assert ended.codes == [watchdog.EXIT_HUNG]
   assert fragment in (tmp_path / watchdog.STACKS).read_text()
