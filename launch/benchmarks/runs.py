@@ -33,21 +33,14 @@ _STEPS = 30
 # The first steps are slower, for example because memory is allocated.
 _WARM = 5
 # A model with 113 million parameters, 101 million of them in experts.
-LARGE = {
-  'VOCAB_SIZE': 8192,
+LARGE = step_lib.MACROS | {
   'D_MODEL': 512,
   'NUM_LAYERS': 8,
   'NUM_HEADS': 8,
   'NUM_KV_HEADS': 8,
-  'HEAD_DIM': 64,
-  'NUM_EXPERTS': 8,
-  'TOP_K': 2,
   'EXPERT_D_FF': 1024,
   'BATCH_SIZE': 4,
-  'SEQUENCE_LENGTH': 128,
   'GROUP_SIZE': 128,
-  'TRAIN_STEPS': 1000,
-  'LEARNING_RATE': 1e-3,
 }
 # The report gives the cost of a save as a share of this time between saves.
 _SAVE_SECONDS = 60.0
@@ -84,11 +77,7 @@ def _step_seconds(
 def _train(
   flags: Sequence[str], num_processes: int = 1, num_devices: int = 8
 ) -> None:
-  """Runs launch.train in processes that form one program.
-
-  Raises:
-    ValueError: if a process fails.
-  """
+  """Runs launch.train in processes of one program; ValueError if one fails."""
   with socket.socket() as free:
     free.bind(('localhost', 0))
     address = f'localhost:{free.getsockname()[1]}'
