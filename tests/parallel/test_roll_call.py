@@ -65,7 +65,7 @@ def joined(place, hub):
 
 
 def until(condition):
-  end = time.monotonic() + 10
+  end = time.monotonic() + 60
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.01)
