@@ -1,10 +1,26 @@
 """Starts processes that form a cluster on this machine."""
 
+import contextlib
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import sys
+
+
+def free_port():
+  """A port that is free together with the next one, for JAX and the roll call.
+
+  It lies below the ports that Linux gives to clients, since a client may take
+  a port that was free a moment ago.
+  """
+  for port in random.sample(range(20_000, 32_000), 100):
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+      for number in (port, port + 1):
+        stack.enter_context(socket.create_server(('localhost', number)))
+      return port
+  raise AssertionError('no free port')
 
 
 def started(arguments, num_processes, num_devices, numbers=None):
@@ -12,10 +28,7 @@ def started(arguments, num_processes, num_devices, numbers=None):
 
   If `numbers` are given, only these processes are started.
   """
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  processes = []
+  port, processes = free_port(), []
   for i in numbers or range(num_processes):
     own = {
       'NUM_PROCESSES': str(num_processes),

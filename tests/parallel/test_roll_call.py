@@ -10,15 +10,13 @@ import time
 import pytest
 
 from moe.parallel import farewell, peer, roll_call
+from tests.parallel.cluster import free_port
 
 
 @pytest.fixture
 def place():
-  """The place of process 0 among three, with a free port of this machine."""
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
-  return roll_call.Place(f'localhost:{port - 1}', 3, 0, ('a', 'b', 'c'))
+  """The place of process 0 among three, with free ports of this machine."""
+  return roll_call.Place(f'localhost:{free_port()}', 3, 0, ('a', 'b', 'c'))
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +78,8 @@ def test_a_closed_connection_is_a_death_of_which_all_others_learn(
   news = json.loads(replies.readline())
   assert news['lost'].startswith('process 1 (x) was killed')
   assert news['code'] == farewell.EXIT_LOST and news['grace'] == 0
-  until(lambda: ends == [news])
+  # A member of the test before may also be told of its end now.
+  until(lambda: news in ends)
 
 
 def test_a_process_without_a_sign_of_life_is_named(
@@ -233,7 +232,8 @@ def test_an_error_of_one_process_is_told_to_the_others(place, hub, ends):
   )
   assert news['grace'] > 0  # Others need time to report the same error.
   assert news['code'] == farewell.EXIT_MISTAKE  # So nobody tries again.
-  until(lambda: ends == [news])
+  # A member of the test before may also be told of its end now.
+  until(lambda: news in ends)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,8 @@ def test_process_0_can_wait_for_more_than_1024_descriptors(
   few_descriptors, place, hub
 ):
   members = joined(place, hub)
-  assert all(member.fileno() > 1023 for member, _ in members)
+  # Sockets of the test before may just have given lower numbers back.
+  assert max(member.fileno() for member, _ in members) > 1023
 
 
 def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
