@@ -26,7 +26,11 @@ def ends(monkeypatch):
   monkeypatch.setattr(farewell, 'end_after', found.append)
   # A sign of life would be in the way of the messages that the tests read.
   monkeypatch.setattr(roll_call, 'BEAT_SECONDS', 60.0)
-  return found
+  yield found
+  # A watch that outlived its test would end this process.
+  for thread in threading.enumerate():
+    if '_watch' in thread.name:
+      thread.join(10)
 
 
 def connected(place, number, **hello):
