@@ -33,6 +33,7 @@ def test_the_targets_of_a_random_batch_are_its_next_tokens():
   assert batch.loss_weights.sum() == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'bindings, network',
   [
