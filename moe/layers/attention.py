@@ -85,39 +85,13 @@ def attend(
   mask: MaskSpec,
   scale: float | Array | None = None,
 ) -> Array:
-  """Softmax attention in plain XLA; scores and softmax are float32.
-
-  N / K query heads share each key and value head (Ainslie et al. 2023,
-  https://arxiv.org/abs/2305.13245). The width H of values may differ from that
-  of queries and keys.
-
-  Args:
-    q_BTNH: queries.
-    k_BSKH: keys.
-    v_BSKH: values.
-    mask: which keys each query sees.
-    scale: factor of the scores; the default is H**-0.5 of the queries.
+  """Softmax attention in plain XLA, see `attention_maps.attend`.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
   """
-  B, T, N, H = q_BTNH.shape
-  K = k_BSKH.shape[2]
-  n = N // K
-  scale = H**-0.5 if scale is None else scale
-  q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
-  # The query heads of one key head become u = T * n queries of that head.
-  q_BuKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
-  scores_BKuS = jnp.einsum(
-    'BuKH,BSKH->BKuS', q_BuKH, k_BSKH, preferred_element_type=jnp.float32
-  )
-  seen_B1TS = visible(mask)[:, None]
-  seen_B1uS = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
-  # -1e30 instead of -inf, since the softmax of a row with only -inf is NaN.
-  scores_BKuS = jnp.where(seen_B1uS, scores_BKuS, -1e30)
-  probs_BKuS = jax.nn.softmax(scores_BKuS, axis=-1).astype(v_BSKH.dtype)
-  out_BuKH = jnp.einsum('BKuS,BSKH->BuKH', probs_BKuS, v_BSKH)
-  return out_BuKH.reshape(B, T, n, K, -1).swapaxes(2, 3).reshape(B, T, N, -1)
+  seen_BTS = visible(mask)
+  return attention_maps.attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS, scale)[0]
 
 
 def num_parts(length: int, layout: Layout) -> int:
@@ -356,6 +330,9 @@ class Attention(nn.Module):
     if cache is None and self.returns_maps:
       seen_BTS = visible(mask)
       out_BTNH, kept = attention_maps.attend(q_BTNH, k_BTKH, v_BTKH, seen_BTS)
+      out_BTNH = checkpoint_name(out_BTNH, 'attention_out')
+      sharding = axes.BATCH, axes.HEADS, axes.LENGTH, None
+      kept = nn.with_logical_constraint(kept, sharding)
     elif cache is None:
       options = self.layout, self.kernel, self.longest_block
       out_BTNH = self_attend(q_BTNH, k_BTKH, v_BTKH, mask, *options)

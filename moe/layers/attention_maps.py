@@ -1,50 +1,61 @@
-"""Attention maps: attention weights as features of pairs of tokens.
+"""Softmax attention with its weights, and these as features of pairs of tokens.
 
 Rao et al. (2020), https://doi.org/10.1101/2020.12.15.422761, read contacts of
 residues from the maps of a protein language model.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
-from moe import axes
 from moe.types import Array
 
 
 def attend(
-  q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, seen_BTS: Array
+  q_BTNH: Array,
+  k_BSKH: Array,
+  v_BSKH: Array,
+  seen_BTS: Array,
+  scale: float | Array | None = None,
 ) -> tuple[Array, Array]:
-  """Softmax attention in plain XLA, which also returns its weights.
+  """Softmax attention in plain XLA, and its weights.
+
+  Scores and softmax are float32. N / K query heads share each key and value
+  head (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245). The width H of
+  values may differ from that of queries and keys.
 
   Args:
     q_BTNH: queries.
-    k_BSKH: keys; K divides N.
+    k_BSKH: keys.
     v_BSKH: values.
     seen_BTS: bool, whether each query sees each key.
+    scale: factor of the scores; the default is H**-0.5 of the queries.
 
   Returns:
     (result [B, T, N, H], weights [B, N, T, S]), both in the dtype of the
     values. The weights of a query and a head add up to 1.
   """
-  n = q_BTNH.shape[2] // k_BSKH.shape[2]
-  k_BSNH, v_BSNH = (jnp.repeat(x, n, axis=2) for x in (k_BSKH, v_BSKH))
-  scale = jnp.asarray(q_BTNH.shape[-1] ** -0.5, q_BTNH.dtype)
-  scores_BNTS = jnp.einsum(
-    'BTNH,BSNH->BNTS',
-    q_BTNH * scale,
-    k_BSNH,
-    preferred_element_type=jnp.float32,
+  B, T, N, H = q_BTNH.shape
+  K = k_BSKH.shape[2]
+  n = N // K
+  scale = H**-0.5 if scale is None else scale
+  q_BTNH = q_BTNH * jnp.asarray(scale, q_BTNH.dtype)
+  # The query heads of one key head become u = T * n queries of that head.
+  q_BuKH = q_BTNH.reshape(B, T, K, n, H).swapaxes(2, 3).reshape(B, T * n, K, H)
+  scores_BKuS = jnp.einsum(
+    'BuKH,BSKH->BKuS', q_BuKH, k_BSKH, preferred_element_type=jnp.float32
   )
+  seen_B1TS = seen_BTS[:, None]
+  seen_B1uS = jnp.repeat(seen_B1TS, n, axis=2) if n > 1 else seen_B1TS
   # -1e30 instead of -inf, since the softmax of a row with only -inf is NaN.
-  scores_BNTS = jnp.where(seen_BTS[:, None], scores_BNTS, -1e30)
-  maps_BNTS = jax.nn.softmax(scores_BNTS, axis=-1).astype(v_BSNH.dtype)
-  maps_BNTS = nn.with_logical_constraint(
-    maps_BNTS, (axes.BATCH, axes.HEADS, axes.LENGTH, None)
+  scores_BKuS = jnp.where(seen_B1uS, scores_BKuS, -1e30)
+  probs_BKuS = jax.nn.softmax(scores_BKuS, axis=-1).astype(v_BSKH.dtype)
+  out_BuKH = jnp.einsum('BKuS,BSKH->BuKH', probs_BKuS, v_BSKH)
+  out_BTnKH = out_BuKH.reshape(B, T, n, K, -1)
+  maps_BKTnS = probs_BKuS.reshape(B, K, T, n, -1)
+  return (
+    out_BTnKH.swapaxes(2, 3).reshape(B, T, N, -1),
+    maps_BKTnS.swapaxes(2, 3).reshape(B, N, T, -1),
   )
-  out_BTNH = jnp.einsum('BNTS,BSNH->BTNH', maps_BNTS, v_BSNH)
-  return checkpoint_name(out_BTNH, 'attention_out'), maps_BNTS
 
 
 def corrected(maps_LBNIJ: Array, valid_BI: Array) -> Array:

@@ -1,6 +1,7 @@
 """One transformer block: attention, then a dense or sparse layer."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -82,12 +83,7 @@ class Block(nn.Module):
     attention = self.attention(dtype=self.dtype, parent=None)
     if self.has_experts:
       return attention, self.moe(dtype=self.dtype, parent=None)
-    if not self.is_sparse:
-      return attention, self.feed_forward(dtype=self.dtype, parent=None)
-    twin = self.anatomy().feed_forward
-    return attention, FeedForward(
-      twin.width, twin.activation, self.dtype, parent=None
-    )
+    return attention, self._dense(parent=None)
 
   def update_state(self, state: PyTree) -> PyTree:
     """Returns this block's state after a step."""
@@ -138,7 +134,7 @@ class Block(nn.Module):
       )
       y_BTD, outputs = moe(y_BTD, info, train)
     else:
-      y_BTD = self._dense()(y_BTD)
+      y_BTD = self._dense(name='feed_forward')(y_BTD)
     y_BTD = self._scaled(y_BTD)
     x_BTD = constrain(x_BTD + dropout('feed_forward_dropout')(y_BTD))
     return x_BTD, kept, outputs
@@ -149,16 +145,10 @@ class Block(nn.Module):
       return y_BTD
     return y_BTD * jnp.asarray(self.residual_scale, y_BTD.dtype)
 
-  def _dense(self) -> FeedForward:
+  def _dense(self, **place: Any) -> FeedForward:
+    """Makes the dense layer; `place` is its flax name or its parent."""
+    options = {'dtype': self.dtype, 'output_scale': self.output_scale, **place}
     if not self.is_sparse:
-      return self.feed_forward(
-        dtype=self.dtype, output_scale=self.output_scale, name='feed_forward'
-      )
+      return self.feed_forward(**options)
     twin = self.moe(parent=None).anatomy().dense_twin()
-    return FeedForward(
-      twin.width,
-      twin.activation,
-      self.dtype,
-      self.output_scale,
-      name='feed_forward',
-    )
+    return FeedForward(twin.width, twin.activation, **options)

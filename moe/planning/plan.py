@@ -7,7 +7,7 @@ import jax
 from moe.models.anatomy import anatomy
 from moe.planning import changes, compiled_step, execution
 from moe.runs import build
-from moe.runs.counts import counts_of, head_ids
+from moe.runs.counts import counts_of, head_ids, head_share
 from moe.runs.run import Run
 from moe.scale import compile as compile_lib
 from moe.scale import cost, topology
@@ -85,7 +85,7 @@ def modalities(run: Run, num_devices: int, flops: int) -> dict[str, Any]:
   )
   shares = dict(zip(MODALITIES, run.data.shares, strict=False))
   ids = head_ids(run)
-  mean = sum(shares[name] * number for name, number in ids.items())
+  mean = head_share(run) * run.model.vocab_size
   of_id = 2 * run.model.d_model
   found = {
     name: {

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.parallel.cluster import started
+from tests.parallel.cluster import started, without_gloo
 
 FLAGS = ['-m', 'launch.doctor', '--gin_file=gin_configs/runs/quickstart.gin']
 
@@ -12,11 +12,7 @@ FLAGS = ['-m', 'launch.doctor', '--gin_file=gin_configs/runs/quickstart.gin']
 def ended(processes):
   """Waits for processes; returns (lines of each process, their exit codes)."""
   texts = [p.communicate(timeout=100)[0] for p in processes]
-  lines = [
-    [x for x in text.splitlines() if not x.startswith('[Gloo]')]
-    for text in texts
-  ]
-  return lines, [p.returncode for p in processes]
+  return list(map(without_gloo, texts)), [p.returncode for p in processes]
 
 
 @pytest.mark.slow

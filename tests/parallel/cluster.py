@@ -49,7 +49,12 @@ def started(arguments, num_processes, num_devices, numbers=None):
   return processes
 
 
+def without_gloo(text):
+  """The lines of a process's output that Gloo has not written."""
+  return [x for x in text.splitlines() if not x.startswith('[Gloo]')]
+
+
 def words(process):
   """Returns the words of a process's output, without the lines of Gloo."""
-  lines = process.communicate(timeout=120)[0].splitlines()
-  return ' '.join(x for x in lines if not x.startswith('[Gloo]')).split()
+  text = process.communicate(timeout=120)[0]
+  return ' '.join(without_gloo(text)).split()

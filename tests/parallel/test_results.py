@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe.train import record_log
-from tests.parallel.cluster import started
+from tests.parallel.cluster import started, without_gloo
 from tests.parallel.test_training import FLAGS, ended, started_run
 
 # A short run that writes samples. Later flags override earlier ones.
@@ -41,10 +41,7 @@ def printed(arguments, num_processes):
   processes = started(arguments, num_processes, 8 // num_processes)
   texts = [process.communicate(timeout=300) for process in processes]
   assert {p.returncode for p in processes} == {0}, texts
-  return [
-    '\n'.join(x for x in out.splitlines() if not x.startswith('[Gloo]'))
-    for out, _ in texts
-  ]
+  return ['\n'.join(without_gloo(out)) for out, _ in texts]
 
 
 @pytest.fixture(scope='module')
