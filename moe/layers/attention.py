@@ -20,7 +20,7 @@ KERNELS = ('auto', 'fused', 'xla')
 # Attention without a fused kernel computes the queries in this many parts, and
 # each part leaves out keys that its queries cannot see. The second number is
 # the smallest number of queries in a part; shorter parts would not save time.
-_PARTS, _SHORTEST_PART = 4, 128
+_PARTS, _SHORTEST_PART = 4, 64
 
 
 class MaskSpec(NamedTuple):

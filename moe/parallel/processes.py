@@ -57,6 +57,7 @@ def initialize(
   place, local_devices = _find(patience)
   if place is None:
     return {}
+  _keep_stdout()
   guests = {}
   if place.num_processes > 1:
     is_first = place.process_id == 0
@@ -80,6 +81,19 @@ def initialize(
     heartbeat_timeout_seconds=int(PATIENCE),
   )
   return guests
+
+
+def _keep_stdout() -> None:
+  """Sends what native libraries print to stderr; Python keeps its stdout.
+
+  On CPUs, Gloo prints a line on stdout for each device. These lines would break
+  the JSON that a command prints.
+  """
+  sys.stdout.flush()
+  own = os.dup(1)
+  os.dup2(2, 1)
+  old = sys.stdout
+  sys.stdout = open(own, 'w', 1, encoding=old.encoding, errors=old.errors)
 
 
 def _find(patience: float) -> tuple[roll_call.Place | None, list[int] | None]:

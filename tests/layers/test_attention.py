@@ -150,7 +150,7 @@ def test_a_block_longer_than_declared_makes_attention_by_parts_nan():
 def test_only_a_long_sequence_that_no_device_divides_has_parts():
   divided = Layout(sequence_axes=('context',), sizes=(('context', 2),))
   assert attention.num_parts(512, Layout()) == 4
-  assert attention.num_parts(256, Layout()) == 1
+  assert attention.num_parts(128, Layout()) == 1
   assert attention.num_parts(512, divided) == 1
 
 

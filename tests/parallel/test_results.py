@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moe.train import record_log
-from tests.parallel.cluster import started, without_gloo
+from tests.parallel.cluster import started
 from tests.parallel.test_training import FLAGS, ended, started_run
 
 # A short run that writes samples. Later flags override earlier ones.
@@ -37,11 +37,11 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def printed(arguments, num_processes):
-  """What each process of a command prints, without the lines of Gloo."""
+  """What each process of a command prints."""
   processes = started(arguments, num_processes, 8 // num_processes)
   texts = [process.communicate(timeout=300) for process in processes]
   assert {p.returncode for p in processes} == {0}, texts
-  return ['\n'.join(without_gloo(out)) for out, _ in texts]
+  return [out.strip() for out, _ in texts]
 
 
 @pytest.fixture(scope='module')
