@@ -142,7 +142,7 @@ def _writable_streams() -> Iterator[None]:
 def _is_read() -> bool:
   """Whether somebody can still read standard output."""
   poll = select.poll()
-  poll.register(1, 0)
+  poll.register(sys.stdout, 0)
   return not any(event & select.POLLERR for _, event in poll.poll(0))
 
 
@@ -173,7 +173,7 @@ def run(verb: Callable[[], int]) -> int:
       # When Python ends, it tries again to write what is left in its buffer.
       # So standard output becomes the null device.
       null = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(null, 1)
+      os.dup2(null, sys.stdout.fileno())
       os.close(null)
       if not is_read:
         return EXIT_CLOSED_PIPE

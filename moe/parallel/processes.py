@@ -57,7 +57,7 @@ def initialize(
   place, local_devices = _find(patience)
   if place is None:
     return {}
-  _keep_stdout()
+  keep_stdout()
   guests = {}
   if place.num_processes > 1:
     is_first = place.process_id == 0
@@ -83,7 +83,7 @@ def initialize(
   return guests
 
 
-def _keep_stdout() -> None:
+def keep_stdout() -> None:
   """Sends what native libraries print to stderr; Python keeps its stdout.
 
   On CPUs, Gloo prints a line on stdout for each device. These lines would break
@@ -93,7 +93,8 @@ def _keep_stdout() -> None:
   own = os.dup(1)
   os.dup2(2, 1)
   old = sys.stdout
-  sys.stdout = open(own, 'w', 1, encoding=old.encoding, errors=old.errors)
+  lines = 1 if old.line_buffering else -1
+  sys.stdout = open(own, 'w', lines, encoding=old.encoding, errors=old.errors)
 
 
 def _find(patience: float) -> tuple[roll_call.Place | None, list[int] | None]:

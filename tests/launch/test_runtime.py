@@ -56,13 +56,18 @@ def test_other_processes_are_told_of_a_verb_that_exits(monkeypatch, code, told):
   assert found == [told]
 
 
-# This program prints a character as many times as its argument says.
+# This program prints a character as many times as its argument says. With a
+# second argument it does what a process of several does.
 PRINTING = """
-import sys
+import os, sys
 from launch import runtime
+from moe.parallel import processes
 
 def verb():
   runtime.log('begun')
+  if sys.argv[2:]:
+    processes.keep_stdout()
+    os.write(1, b'begun\\n')
   print('\\u6625' * int(sys.argv[1]))
   runtime.log('done')
   return 0
@@ -81,7 +86,13 @@ def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
   return subprocess.run(
     [
       *('bash', '-c', f'exec "$@" {closed}', 'bash'),
-      *(sys.executable, '-c', PRINTING, str(num_chars)),
+      *(
+        sys.executable,
+        '-c',
+        PRINTING,
+        str(num_chars),
+        *others.get('more', ()),
+      ),
     ],
     env=environment,
     stdout=stdout,
@@ -89,6 +100,12 @@ def printed(num_chars, closed='', stdout=subprocess.PIPE, **others):
     encoding='utf-8',
     check=False,
   )
+
+
+def test_what_libraries_print_in_one_of_several_processes_is_no_result():
+  done = printed(1, more=['several'])
+  assert done.stdout == '\u6625\n'
+  assert done.stderr.split() == ['begun', 'begun', 'done']
 
 
 @pytest.fixture
@@ -107,11 +124,12 @@ def test_a_character_that_the_terminal_lacks_is_printed_as_its_escape():
 
 # A single character stays in Python's buffer until the process ends. Many
 # characters are written at once.
+@pytest.mark.parametrize('more', [[], ['several']])
 @pytest.mark.parametrize('num_chars', [1, 100_000])
 def test_a_pipe_that_nobody_reads_ends_a_verb_without_a_word(
-  unread_pipe, num_chars
+  unread_pipe, num_chars, more
 ):
-  done = printed(num_chars, stdout=unread_pipe)
+  done = printed(num_chars, stdout=unread_pipe, more=more)
   assert done.returncode == 141
   assert not set(done.stderr.split()) - {'begun', 'done'}
 

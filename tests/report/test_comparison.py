@@ -119,12 +119,16 @@ def test_the_number_of_tokens_may_differ_between_seeds(tmp_path):
 
 
 def test_unequal_flops_give_a_remark(sides, tmp_path):
-  for name, flops in (('sparse', 110), ('dense', 100)):
+  for name, optimizer in (('sparse', 11), ('dense', 1)):
+    facts = {
+      'flops_per_token_train': 99,
+      'flops_per_token_optimizer': optimizer,
+    }
     for seed in range(3):
       path = tmp_path / f'{name}_{seed}' / 'run.json'
-      path.write_text(json.dumps({'flops_per_token_train': flops}))
+      path.write_text(json.dumps(facts))
   remark = comparison_page.flops_remark(run(*sides))
-  assert 'training FLOPs per token differ by +10.0%' in remark
+  assert "with the optimizer's, differ by +10.0%" in remark
 
 
 @pytest.mark.parametrize('suffix', ['html', 'png', 'svg'])
