@@ -1,11 +1,13 @@
 """A long run that breaks in many ways, with a supervisor that restarts it.
 
 python -m tests.launch.soak DIR [STEPS FIRST LAST SLEEP]
+SOAK_FLAGS="--gin.TASK=\"'poems_shi'\"" python -m tests.launch.soak DIR
 
 The run in `DIR/工作 目录` meets each fault of `FAULTS` once, between FIRST and
 LAST seconds after a new step. DIR/whole is the same run without faults. The
-broken run reads a batch in SLEEP seconds, so that it lasts long enough. The
-last line of the output says whether both runs are equal.
+broken run reads a batch in SLEEP seconds, so that it lasts long enough.
+SOAK_FLAGS has more flags for both, such as those of another corpus. The last
+line of the output says whether both runs are equal.
 
 A full disk ends the supervisor, too. Then the script starts it again, as a
 person does who has freed some space. The clock of each attempt is an hour
@@ -40,6 +42,7 @@ FLAGS = [
   '--gin.SAVE_PERIOD=5',
   '--gin.EVAL_PERIOD=10',
   '--gin.HANG_SECONDS=60.0',
+  *shlex.split(os.environ.get('SOAK_FLAGS', '')),
 ]
 SIGNALS = {
   'kill': signal.SIGKILL,
