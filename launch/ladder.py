@@ -8,7 +8,8 @@ learning rates, then at the arm's best rate with several seeds. --seeds gives
 the number of seeds, for all arms or for each arm. DIR/ladder.html and
 DIR/ladder.json show held-out bits per character against tokens, and the gain
 over the first arm with its standard error; DIR/ladder.svg has the curves alone.
-If the command was stopped, the same command goes on.
+If the command is stopped, it shows the runs that have ended, if these can be
+compared. The same command goes on.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.configs import configuration, flags, written
 from launch.later import Later
+from moe import stop_signals
 
 ladder_page = Later('moe.report.ladder_page')
 arms = Later('moe.runs.arms')
@@ -96,7 +98,7 @@ def climb(args: argparse.Namespace, overrides: list[str], command: str) -> int:
   text = json.dumps(summary, ensure_ascii=False)
   print(text if args.json else ladder_page.as_text(summary))
   runtime.log(f'page: {page}')
-  return 0
+  return stop_signals.EXIT_STOPPED if found.missing else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,16 +17,15 @@ class Factors(NamedTuple):
   Attributes:
     rate: factor of the learning rate. If weight decay is multiplied by the
       learning rate, it also has this factor.
-    decay: factor of the weight decay; 0 for none.
+    decay: factor of the weight decay; 0 for none. It has no effect on a
+      parameter without weight decay, see `is_decayed`.
     rate_alone: further factor of the learning rate, which the weight decay does
       not have.
-    is_in_group: whether the user has named the parameter in a group.
   """
 
   rate: float = 1.0
   decay: float = 1.0
   rate_alone: float = 1.0
-  is_in_group: bool = False
 
   def times(self, other: 'Factors') -> 'Factors':
     """Multiplies the factors of both: rate by rate, decay by decay."""
@@ -34,7 +33,6 @@ class Factors(NamedTuple):
       self.rate * other.rate,
       self.decay * other.decay,
       self.rate_alone * other.rate_alone,
-      self.is_in_group or other.is_in_group,
     )
 
 
@@ -72,7 +70,7 @@ def factors_of(groups: Sequence[Group]) -> FactorsOf:
     found = Factors()
     for pattern, *numbers in groups:
       if re.fullmatch(pattern, name):
-        found = found.times(Factors(*numbers, is_in_group=True))
+        found = found.times(Factors(*numbers))
     return found
 
   return of
@@ -112,8 +110,14 @@ def check_matches(macro: str, patterns: Iterable[str], params: PyTree) -> None:
 
 
 def is_decayed(name: str) -> bool:
-  """Whether a parameter has weight decay; norm scales and biases have none."""
-  return not re.search(r'(scale|bias)$', name)
+  """Whether a parameter has weight decay; no group can change this.
+
+  Routers, norm scales and biases have none, with any optimizer.
+
+  Args:
+    name: path of the parameter, 'a/b/c'.
+  """
+  return not re.search(r'(router|scale|bias)$', name)
 
 
 def decay(decay_of: Callable[[str], float]) -> optax.GradientTransformation:

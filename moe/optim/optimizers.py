@@ -122,7 +122,7 @@ def adamw(
   moment_dtype: str = 'float32',
   factors: FactorsOf | None = None,
 ) -> optax.GradientTransformation:
-  """AdamW (Loshchilov & Hutter 2019); norm scales and biases are not decayed.
+  """AdamW (Loshchilov & Hutter 2019).
 
   Args:
     schedule: learning rate by step.
@@ -130,7 +130,7 @@ def adamw(
     b2: decay of the second moment, at least 0 and below 1.
     eps: added to the root of the second moment, above 0.
     weight_decay: at least 0; each step subtracts weight_decay x learning rate x
-      parameter.
+      parameter. Routers, norm scales and biases have no decay.
     moment_dtype: 'float32', 'bfloat16' or 'int8'; the moments of routers, norm
       scales and biases are always float32.
     factors: factors of learning rate and weight decay by path; may be None.
@@ -157,15 +157,14 @@ def muon(
 
   Muon updates the matrices that `moe.optim.matrices` lists: those of attention
   layers, feed-forward layers and each single expert. AdamW updates tables,
-  routers, norm scales and so on. Unlike in `adamw`, a router has no decay
-  unless a group of `factors` names it.
+  routers, norm scales and so on.
 
   Args:
     schedule: learning rate by step, for both optimizers.
     beta: decay of Muon's momentum.
     b1: decay of Adam's first moment.
     b2: decay of Adam's second moment.
-    weight_decay: each step subtracts weight_decay x learning rate x parameter.
+    weight_decay: as in `adamw`, for both optimizers.
     moment_dtype: 'float32', 'bfloat16' or 'int8', as in `adamw`.
     factors: factors of learning rate and weight decay by path; may be None.
 
@@ -180,12 +179,7 @@ def muon(
     return jax.tree.map(label, names(params), params)
 
   def chain(direction: optax.GradientTransformation, is_orthogonal: bool):
-    def of(name: str) -> Factors:
-      found = factors(name, is_orthogonal) if factors else Factors()
-      if name.endswith('router') and not found.is_in_group:
-        return found._replace(decay=0.0)
-      return found
-
+    of = factors and (lambda name: factors(name, is_orthogonal))
     return _scheduled(direction, schedule, weight_decay, of)
 
   made = {
@@ -213,8 +207,8 @@ def adafactor(
     momentum: decay of the momentum of updates; None for no momentum, which
       saves memory.
     weight_decay: each step subtracts this fraction of each parameter except
-      norm scales and biases. Unlike in AdamW, it does not depend on the
-      learning rate. None for no decay.
+      routers, norm scales and biases. Unlike in AdamW, it does not depend on
+      the learning rate. None for no decay.
     factors: factors of learning rate and weight decay by path; may be None.
 
   Raises:

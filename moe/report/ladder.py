@@ -35,6 +35,7 @@ def summarise(
     'base': name of the first arm. Gains are differences from this arm.
     'arms': name -> facts of the model, learning rate, seconds of training.
     'rates': name -> learning rates of the sweep, as in `Finished.rates`.
+    'missing': number of runs at the best rates that have not ended.
     'tasks': task -> {'tokens': training tokens at each evaluation, 'arms': name
       -> results}. The results of each arm have 'bits', the mean curve. The
       results of all arms except the first also have 'base_bits', the mean curve
@@ -56,6 +57,7 @@ def summarise(
     'base': base,
     'arms': {name: _facts(runs[name], found.best[name]) for name in runs},
     'rates': found.rates,
+    'missing': found.missing,
     'tasks': {},
     'loads': {},
     'scores': _scores(compared),

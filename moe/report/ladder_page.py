@@ -55,7 +55,8 @@ def report(
 
 def as_text(summary: dict[str, Any]) -> str:
   """Tables as text: models, gains by task, rates, loads by corpus, scores."""
-  blocks = [aligned(models_table(summary))]
+  blocks = [unfinished(summary)] if summary['missing'] else []
+  blocks.append(aligned(models_table(summary)))
   for task in summary['tasks']:
     blocks.append(f'{task}, held out\n{aligned(gains_table(summary, task))}')
   if _swept(summary):
@@ -65,6 +66,15 @@ def as_text(summary: dict[str, Any]) -> str:
       table = aligned(corpora.table(loads))
       blocks.append(f'{name}, experts that serve each corpus\n{table}')
   return '\n\n'.join([*blocks, score.as_table(_scores(summary))])
+
+
+def unfinished(summary: dict[str, Any]) -> str:
+  """A sentence about the runs that have not ended."""
+  missing = summary['missing']
+  return (
+    f'Unfinished: {missing} of the runs at the best rates'
+    f' {"has" if missing == 1 else "have"} not ended. The same command goes on.'
+  )
 
 
 def write(summary: dict[str, Any], path: pathlib.Path) -> None:
@@ -85,6 +95,7 @@ def write(summary: dict[str, Any], path: pathlib.Path) -> None:
     'ladder_page.html',
     title='When does sparsity pay?',
     summary=summary,
+    unfinished=unfinished(summary) if summary['missing'] else '',
     models=models_table(summary),
     tasks=tasks,
     rates=_rates(summary) if _swept(summary) else '',

@@ -132,24 +132,30 @@ class Tried(NamedTuple):
 
 
 class Finished(NamedTuple):
-  """The results of a ladder.
+  """The results of a ladder, or of its runs that ended before a signal.
 
   Attributes:
     rates: arm name -> the runs of the sweep, by their learning rates.
     best: arm name -> its best learning rate.
     directories: arm name -> work directories of the runs at the best rate, in
-      the order of their seeds.
+      the order of their seeds. After a signal, only the runs that have ended,
+      without the arms that share no seed with the first of them.
+    missing: number of runs at the best rates that have not ended.
   """
 
   rates: dict[str, tuple[Tried, ...]]
   best: dict[str, float]
   directories: dict[str, list[str]]
+  missing: int = 0
 
 
 def run(
   ladder: Ladder, train: Callable[[list[str]], list[str]], workdir: str
 ) -> Finished:
   """Trains all runs of a ladder that have not ended yet.
+
+  A signal stops the ladder. If two arms can be compared by then, the results
+  are those of the runs that have ended.
 
   Args:
     ladder: the settings that determine the runs.
@@ -160,7 +166,8 @@ def run(
     ValueError: if a run ends with an error; if its directory has a run with
       another command; if an arm diverges at each learning rate; or if a run
       diverges at the best rate of its arm.
-    stop_signals.Stopped: after a signal to stop.
+    stop_signals.Stopped: after a signal, if no two arms have a run of the same
+      seed that has ended.
   """
   runner = _Runner(ladder, train, pathlib.Path(workdir))
   swept = list(ladder.sweep)
@@ -183,9 +190,17 @@ def run(
     for arm in ladder.arms
     if seed < arm.seeds
   ]
-  runner.run(chosen)
+  try:
+    runner.run(chosen)
+    ended = chosen
+  except stop_signals.Stopped as stop:
+    ended = _comparable([e for e in chosen if runner.has_ended(e)])
+    if not ended:
+      raise
+    _logger.info(f'{stop}: the results are those of the runs that have ended')
+  missing = sum(not runner.has_ended(entry) for entry in chosen)
   directories = collections.defaultdict(list)
-  for entry in chosen:
+  for entry in ended:
     if runner.result(entry).bits_per_char is None:
       raise ValueError(
         f'{runner.directory(entry)} has diverged at the rate that was best in'
@@ -193,7 +208,17 @@ def run(
         ' --learning_rates.'
       )
     directories[entry.arm.name].append(str(runner.directory(entry)))
-  return Finished(rates, best, dict(directories))
+  return Finished(rates, best, dict(directories), missing)
+
+
+def _comparable(entries: Sequence[Entry]) -> list[Entry]:
+  """Runs of the first arm and of arms that share a seed with it; maybe none."""
+  seeds = collections.defaultdict(set)
+  for entry in entries:
+    seeds[entry.arm.name].add(entry.seed)
+  first = next(iter(seeds.values()), set())
+  found = [entry for entry in entries if seeds[entry.arm.name] & first]
+  return found if len({entry.arm.name for entry in found}) > 1 else []
 
 
 def _scored(rates: Sequence[Tried]) -> list[tuple[float, float]]:
@@ -249,6 +274,11 @@ class _Runner:
     tokens = quantities.short(entry.tokens).replace(' ', '')
     name = f'{tokens}_rate_{entry.learning_rate:g}_seed_{entry.seed}'
     return self._workdir / entry.arm.name / name
+
+  def has_ended(self, entry: Entry) -> bool:
+    """Whether a run has trained to its end, or has diverged."""
+    directory = self.directory(entry)
+    return any((directory / n).exists() for n in ('run.json', _DIVERGED))
 
   def result(self, entry: Entry) -> Tried:
     """The scores of a run at its end."""
@@ -329,7 +359,7 @@ class _Runner:
         f'{path} must hold the command of this ladder, got another one: use'
         ' the same flags and bindings as before, or another --workdir.'
       )
-    return any((directory / n).exists() for n in ('run.json', _DIVERGED))
+    return self.has_ended(entry)
 
   def _command(self, entry: Entry) -> list[str]:
     bindings = self._ladder.bindings(entry)

@@ -143,7 +143,7 @@ class Run:
     frozen: regular expressions of parameter paths that are not trained.
     groups: (regular expression, factor of the learning rate, factor of the
       weight decay) of each parameter group. The expression must match a whole
-      parameter path.
+      parameter path. Routers, norm scales and biases never have weight decay.
     storage: number formats of parameters and gradients, and whether the
       optimizer's state is in host memory.
     data: the data.

@@ -83,6 +83,17 @@ def test_flags_become_runs_and_runs_become_a_page(started, tmp_path, capsys):
     assert (tmp_path / name).is_file(), name
 
 
+def test_the_page_of_a_stopped_ladder_says_so(
+  started, tmp_path, capsys, monkeypatch
+):
+  run = ladder.run
+  monkeypatch.setattr(ladder, 'run', lambda *a: run(*a)._replace(missing=2))
+  assert verb.main([*FLAGS, f'--workdir={tmp_path}']) == 75
+  told = 'Unfinished: 2 of the runs at the best rates have not ended.'
+  assert capsys.readouterr().out.startswith(told)
+  assert told in (tmp_path / 'ladder.html').read_text('utf-8')
+
+
 def test_a_binding_that_the_ladder_sets_is_one_sentence(
   started, tmp_path, capsys
 ):

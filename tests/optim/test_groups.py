@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from moe.models.parametrisation import CompleteP
 from moe.optim import groups, optimizers
 from moe.optim.groups import Factors
 
@@ -12,8 +13,8 @@ CONSTANT = optax.constant_schedule(0.5)
 
 def test_factors_of_all_groups_that_match_in_full_are_multiplied():
   of = groups.factors_of((('.*/router', 2.0, 0.0), ('moe/.*', 0.5, 3.0)))
-  assert of('moe/router') == Factors(1.0, 0.0, is_in_group=True)
-  assert of('moe/w_up') == Factors(0.5, 3.0, is_in_group=True)
+  assert of('moe/router') == Factors(1.0, 0.0)
+  assert of('moe/w_up') == Factors(0.5, 3.0)
   assert of('some/moe/w_up') == Factors(1.0, 1.0)
 
 
@@ -21,6 +22,7 @@ PARAMS = {
   'w_DF': jnp.array([[2.0, -4.0]]),
   'router': jnp.array([[2.0]]),
   'scale': jnp.array([2.0]),
+  'bias': jnp.array([2.0]),
 }
 
 
@@ -51,7 +53,7 @@ def test_a_group_has_its_rate_and_its_decay_of_adafactor():
   # rate, which is 0.05 for w. The decay does not depend on the learning rate,
   # so w becomes w - 0.05 - 0.2 w.
   np.testing.assert_allclose(got['w_DF'], [[1.55, -3.25]], rtol=1e-4)
-  np.testing.assert_allclose(got['router'], [[1.3]], rtol=1e-4)
+  np.testing.assert_allclose(got['router'], [[1.5]], rtol=1e-4)
 
 
 def test_a_group_has_its_rate_and_its_decay_of_muon():
@@ -67,18 +69,34 @@ def test_a_group_has_its_rate_and_its_decay_of_muon():
   )
 
 
-def test_muon_decays_only_those_routers_that_a_group_names():
-  factors = groups.factors_of((('.*router', 1.0, 1.0),))
-  found = [
-    updated(
-      optimizers.build(optimizers.muon(CONSTANT, factors=of), clip_norm=0)
-    )
-    for of in (None, factors)
-  ]
-  # Adam's first update is the sign of the gradient. With decay, the router
-  # becomes 2 - 0.5 (1 + 0.1 x 2).
-  np.testing.assert_allclose(found[0]['router'], [[1.5]], rtol=1e-5)
-  np.testing.assert_allclose(found[1]['router'], [[1.4]], rtol=1e-5)
+WIDER = CompleteP(base_width=64, base_depth=1)
+
+
+@pytest.mark.parametrize(
+  'factors',
+  [
+    None,
+    groups.factors_of((('.*', 1.0, 0.5),)),
+    groups.factors_of((('.*router', 1.0, 2.0),)),
+    lambda name, is_orthogonal: Factors(
+      rate_alone=WIDER.rate(f'a/{name}', is_orthogonal, 128)
+    ),
+  ],
+  ids=['none', 'all', 'routers', 'CompleteP'],
+)
+@pytest.mark.parametrize(
+  'made', [optimizers.adamw, optimizers.adafactor, optimizers.muon]
+)
+def test_no_optimizer_and_no_group_decays_routers_scales_and_biases(
+  made, factors
+):
+  with_decay, without = (
+    updated(optimizers.build(made(CONSTANT, weight_decay=w, factors=factors)))
+    for w in (0.1, 0.0)
+  )
+  for name in PARAMS:
+    is_decayed = not np.array_equal(with_decay[name], without[name])
+    assert is_decayed == (name == 'w_DF'), name
 
 
 @pytest.mark.parametrize(

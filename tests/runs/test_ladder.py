@@ -1,9 +1,14 @@
 """A ladder trains the right runs, and continues when it is started again."""
 
+import os
+import pathlib
+import signal
 import sys
+import threading
 
 import pytest
 
+from moe import stop_signals
 from moe.runs import ladder
 from moe.runs.arms import Arm
 
@@ -104,6 +109,57 @@ def test_an_error_of_a_run_ends_the_runs_beside_it(train, tmp_path):
     with pytest.raises(ValueError, match='no disk'):
       ladder.run(made((1.0,), arms, at_once=2), train, str(tmp_path / 'out'))
   assert [process.returncode for process in processes] == [75, 2]
+
+
+@pytest.fixture
+def stopped_in_wait(tmp_path):
+  """Sends SIGTERM to this process when the run of the arm 'slow' waits."""
+
+  def stop():
+    while not list(tmp_path.glob('out/slow/*/waits')):
+      if is_over.wait(0.02):
+        return
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  is_over, thread = threading.Event(), threading.Thread(target=stop)
+  thread.start()
+  yield
+  is_over.set()
+  thread.join()
+
+
+SLOW = Arm('slow', ('NUM_EXPERTS=wait',), 1)
+
+
+def test_a_signal_leaves_the_runs_that_have_ended(
+  train, tmp_path, stopped_in_wait
+):
+  # The order is: dense, sparse and slow with seed 0, then dense with seed 1.
+  plan = made((1.0,), (DENSE, SPARSE, SLOW))
+  found = ladder.run(plan, train, str(tmp_path / 'out'))
+  seeds = {
+    arm: [pathlib.Path(path).name for path in paths]
+    for arm, paths in found.directories.items()
+  }
+  only = ['1.03k_rate_1_seed_0']
+  assert seeds == {'dense': only, 'sparse': only}
+  assert found.missing == 2
+
+
+def test_a_signal_before_two_arms_can_be_compared_ends_the_ladder(
+  train, tmp_path, stopped_in_wait
+):
+  with pytest.raises(stop_signals.Stopped, match='SIGTERM'):
+    ladder.run(made((1.0,), (DENSE, SLOW)), train, str(tmp_path / 'out'))
+
+
+def test_arms_without_a_seed_of_the_first_arm_are_not_compared():
+  entries = [
+    ladder.Entry(arm, 1.0, 1030, seed)
+    for arm, seed in ((DENSE, 0), (SPARSE, 0), (SLOW, 1))
+  ]
+  assert ladder._comparable(entries) == entries[:2]
+  assert ladder._comparable(entries[::2]) == []
 
 
 def test_the_steps_are_those_of_whole_evaluations():
