@@ -16,7 +16,6 @@ import functools
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -27,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moe import failpoints
+from moe import failpoints, outages
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.types import PyTree
 
@@ -37,6 +36,10 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'wudao-moe')
 
 class SaveError(ValueError):
   """A checkpoint could not be written; earlier checkpoints did not change."""
+
+
+class BucketError(SaveError, outages.Outage):
+  """A bucket did not take a checkpoint; it took other files of this run."""
 
 
 class Checkpointer:
@@ -285,7 +288,8 @@ class Checkpointer:
       (s for s in listing.steps(self.directory) if s != step), default=None
     )
     kept = 'no step is before it' if good is None else f'step {good} is intact'
-    self._failure = SaveError(
+    is_remote = integrity.on_object_store(self.directory)
+    self._failure = (BucketError if is_remote else SaveError)(
       f'Checkpoint {step} ({_size(num_bytes)}{space}) could not be written to'
       f' {self.directory}: {reason}; {kept}: free space there or'
       ' resume with a --workdir that can be written.'
@@ -355,9 +359,7 @@ def _reason(error: BaseException) -> str:
   """The first cause of an exception, on one line."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
-  # TensorStore's messages contain the number of a system error in this form.
-  code = re.search(r"os_error_code='(\d+)'", str(error))
-  number = int(code.group(1)) if code else getattr(error, 'errno', None)
+  number = outages.system_error(error)
   if number:
     return os.strerror(number)
   return ' '.join(str(error).split())[:200] or type(error).__name__

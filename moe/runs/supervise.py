@@ -3,11 +3,11 @@
 The exit code of an attempt decides. After code 0 the command has finished.
 After code 75 (preempted) the command starts again at once. Code 2 is a mistake
 of the user, so another attempt would fail in the same way. Any other code is a
-crash, except code 69 (another process was lost) and signals from outside, such
-as a kill. After a crash, code 69 or such a signal, the supervisor waits before
-the next attempt; the wait grows until an attempt gets further. By default, the
-third crash at the same step ends the attempts, since a cause that repeats does
-not go away.
+crash, except code 69 (another process was lost), code 74 (a disk or the network
+failed) and signals from outside, such as a kill. After a crash, code 69, code
+74 or such a signal, the supervisor waits before the next attempt; the wait
+grows until an attempt gets further. By default, the third crash at the same
+step ends the attempts, since a cause that repeats does not go away.
 
 This file imports neither JAX nor the code of the command. So the supervisor
 needs little memory.
@@ -26,7 +26,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moe import stop_signals
+from moe import outages, stop_signals
 from moe.data import cache_dir
 from moe.parallel import farewell
 from moe.train import record_log
@@ -80,8 +80,9 @@ class Decision(NamedTuple):
   """The outcome of an attempt, and whether another attempt follows.
 
   Attributes:
-    outcome: 'done', 'preempted', 'mistake', 'crash', 'killed' or 'lost', which
-      means that another process of the program was killed or is missing.
+    outcome: 'done', 'preempted', 'mistake', 'crash', 'killed', 'outage' (a disk
+      or the network failed) or 'lost', which means that another process of the
+      program was killed or is missing.
     wait: seconds until the next attempt; None if there is none.
     code: exit code of the supervisor if there is no further attempt.
     reason: the reason as text for people.
@@ -127,6 +128,8 @@ class Policy:
       return Decision('killed', wait, code, f'{_name(number)} from outside')
     if code == farewell.EXIT_LOST:
       return Decision('lost', wait, code, 'another process was lost')
+    if code == outages.EXIT_OUTAGE:
+      return Decision('outage', wait, code, 'a disk or the network failed')
     reason = f'code {code}' if number is None else _name(number)
     times = 0
     if step is not None:

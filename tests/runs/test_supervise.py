@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from moe import outages
 from moe.data import cache_dir
 from moe.parallel import farewell
 from moe.runs import supervise
@@ -24,6 +25,7 @@ FAST = supervise.Limits(first_wait=0.0)
     (-signal.SIGSEGV, 'crash', 10.0, -signal.SIGSEGV),
     (-signal.SIGKILL, 'killed', 10.0, -signal.SIGKILL),
     (farewell.EXIT_LOST, 'lost', 10.0, farewell.EXIT_LOST),
+    (outages.EXIT_OUTAGE, 'outage', 10.0, outages.EXIT_OUTAGE),
     (128 + signal.SIGTERM, 'killed', 10.0, 128 + signal.SIGTERM),
   ],
 )
@@ -41,9 +43,9 @@ def test_the_third_crash_at_the_same_step_is_the_last():
   assert '3 times after step 7' in last.reason
 
 
-def test_kills_and_preemptions_do_not_count_as_crashes():
+def test_what_comes_from_outside_does_not_count_as_a_crash():
   policy = supervise.Policy(FAST)
-  for code in (-9, 75, 137, -15, 1, -9, 75, 1):
+  for code in (-9, 75, 137, 74, 69, -15, 1, -9, 74, 74, 75, 1):
     assert policy.after(code, 7, 0.0).wait is not None
 
 
