@@ -231,8 +231,8 @@ def last_step(workdir: str) -> int | None:
     if any(os.environ.get(name, '0') != '0' for name in _NUMBERS):
       return None
     workdir = cache_dir.mirror(workdir)
-  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
-  return records[-1]['step'] if records else 0
+  newest = record_log.newest_first(os.path.join(workdir, 'log.jsonl'))
+  return next(newest, {'step': 0})['step']
 
 
 def supervise(
