@@ -133,3 +133,28 @@ def test_a_mistake_of_the_user_is_not_repeated(tmp_path):
   command = ['sh', '-c', 'exit 2']
   assert supervise.supervise(command, str(tmp_path), str(log), FAST) == 2
   assert [a['code'] for a in attempts(log)] == [2]
+
+
+def test_a_command_that_is_stopped_is_killed_and_runs_again(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(supervise, '_LOOK_SECONDS', 0.05)
+  monkeypatch.setattr(supervise, '_LOOKS', 4)
+  log, once = tmp_path / 'attempts.jsonl', tmp_path / 'once'
+  script = f'test -e "{once}" && exit 0; touch "{once}"; kill -STOP $$'
+  command = ['sh', '-c', script]
+  assert supervise.supervise(command, str(tmp_path), str(log), FAST) == 0
+  first, second = attempts(log)
+  assert (first['outcome'], first['code']) == ('stopped', -signal.SIGKILL)
+  assert second['outcome'] == 'done'
+
+
+def test_a_command_that_goes_on_again_is_not_killed(tmp_path, monkeypatch):
+  monkeypatch.setattr(supervise, '_LOOK_SECONDS', 0.05)
+  monkeypatch.setattr(supervise, '_LOOKS', 3)
+  found = iter([True, True, False, True, True])
+  monkeypatch.setattr(supervise, '_is_stopped', lambda _: next(found, False))
+  log = tmp_path / 'attempts.jsonl'
+  assert (
+    supervise.supervise(['sleep', '0.5'], str(tmp_path), str(log), FAST) == 0
+  )
