@@ -66,7 +66,7 @@ class Checkpointer:
     best_metric: str | None = None,
     is_higher_better: bool = False,
     check_held: Callable[[], None] = lambda: None,
-    before_save: Callable[[], None] = lambda: None,
+    before_commit: Callable[[], None] = lambda: None,
   ):
     """Removes incomplete steps that a killed run has left in the directory.
 
@@ -78,7 +78,8 @@ class Checkpointer:
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
-      before_save: is called before each save.
+      before_commit: is called in a thread of process 0 when all arrays of a
+        step are written and the step is not visible yet.
 
     Raises:
       ValueError: if a number is out of range.
@@ -95,7 +96,7 @@ class Checkpointer:
     self.best_metric = best_metric
     self.is_higher_better = is_higher_better
     self._check_held = check_held
-    self._before_save = before_save
+    self._before_commit = before_commit
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -237,13 +238,14 @@ class Checkpointer:
   ) -> None:
     """The part of a save that the training loop waits for."""
     failpoints.reach('save.begin')
-    self._before_save()
     # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if self._orbax is None:
-      self._orbax = commit.orbax_checkpointer(self.directory)
+      self._orbax = commit.orbax_checkpointer(
+        self.directory, self._before_commit
+      )
     meta = {
       **meta,
       'step': step,

@@ -2,8 +2,9 @@
 
 Logs are appended, and an object store takes whole files only. So the run writes
 its files into a directory of this machine, the mirror, and copies them to the
-bucket before each checkpoint and at the end. Checkpoints go to the bucket
-alone. A run that resumes, on any machine, first fetches the files from there.
+bucket before each checkpoint becomes visible, in a thread, and at the end.
+Checkpoints go to the bucket alone. A run that resumes, on any machine, first
+fetches the files from there.
 
 TensorBoard's files stay in the mirror.
 """

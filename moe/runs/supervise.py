@@ -9,6 +9,8 @@ failed) and signals from outside, such as a kill. After a crash, code 69, code
 grows until an attempt gets further. By default, the third crash at the same
 step ends the attempts, since a cause that repeats does not go away.
 
+A command that stays stopped (SIGSTOP) is killed, and the next attempt follows.
+
 This file imports neither JAX nor the code of the command. So the supervisor
 needs little memory.
 """
