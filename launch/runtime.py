@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from moe import stop_signals
+from moe import outages, stop_signals
 from moe.data.cache_dir import default_cache_dir
 from moe.parallel import farewell, processes, roll_call
 
@@ -149,11 +149,11 @@ def _is_read() -> bool:
 def run(verb: Callable[[], int]) -> int:
   """Runs a command; turns errors and signals into a sentence and an exit code.
 
-  The exit code is 2 for an error that the user can fix, and 75 after Ctrl-C,
-  SIGTERM or SIGHUP. After such a signal a training run saves a checkpoint
-  before it ends. A second Ctrl-C ends the process at once. If nobody reads
-  standard output any more, as after `| head -1`, the command ends without a
-  message.
+  The exit code is 2 for an error that the user can fix, 74 if a disk or the
+  network failed, and 75 after Ctrl-C, SIGTERM or SIGHUP. After such a signal a
+  training run saves a checkpoint before it ends. A second Ctrl-C ends the
+  process at once. If nobody reads standard output any more, as after
+  `| head -1`, the command ends without a message.
 
   Args:
     verb: function that does everything and returns the exit code. The function
@@ -216,7 +216,9 @@ def _code(verb: Callable[[], int]) -> int:
     if processes.are_joined() and 'Gloo' in str(error):
       # A failed collective usually means that another process has ended.
       farewell.end_by_news(_NEWS_SECONDS)
-    text, code = f'error: {" ".join(str(error).split())}', EXIT_USER
+    text = f'error: {" ".join(str(error).split())}'
+    is_outage = outages.is_outage(error)
+    code = outages.EXIT_OUTAGE if is_outage else EXIT_USER
   except Exception as error:
     if processes.are_joined():
       traceback.print_exc()

@@ -3,10 +3,12 @@
 python -m launch.supervise -- python -m launch.train --gin_file=F --workdir=DIR
 
 COMMAND runs again at once after exit code 75, and after a pause if it crashed,
-was killed or lost another process. It does not run again after exit code 0,
-after 2 (a mistake of the user), or after three crashes at the same step. Kills
-and preemptions do not count as crashes. DIR/attempts.jsonl has a line for each
-attempt. The exit code is that of COMMAND, or 1 if COMMAND keeps crashing.
+was killed, lost another process or could not use its disk or bucket for a time.
+It does not run again after exit code 0, after 2 (a mistake of the user), or
+after three crashes at the same step. Kills, preemptions and failed disks do not
+count as crashes. A COMMAND that stays stopped (SIGSTOP) is killed.
+DIR/attempts.jsonl has a line for each attempt. The exit code is that of
+COMMAND, or 1 if COMMAND keeps crashing.
 """
 
 import argparse

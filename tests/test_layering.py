@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 CORE = {'types', 'axes', 'bounds', 'atomic_files', 'failpoints', 'json_text'}
-CORE |= {'stop_signals'}
+CORE |= {'outages', 'stop_signals'}
 BASE = CORE | {'parallel', 'optim', 'data'}
 TRAINED = BASE | {'modalities', 'objectives', 'train', 'checkpoint', 'infer'}
 BUILT = TRAINED | {'models', 'routing', 'layers', 'evaluate', 'scale'}

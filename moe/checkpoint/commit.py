@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import threading
+from collections.abc import Callable
 
 import orbax.checkpoint as ocp
 from etils import epath
@@ -26,8 +27,11 @@ _MANIFEST = 'manifest.ocdbt'
 class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
   """Commits a step on a file system: writes its hashes, then renames it."""
 
+  before = staticmethod(lambda: None)
+
   async def finalize(self) -> None:
     _check_whole(self.get())
+    self.before()
     integrity.seal(self.get())
     failpoints.reach('commit.sealed')
     self.get().rename(self.get_final())
@@ -38,8 +42,11 @@ class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
 class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
   """Commits a step on an object store: seals it, then writes the marker."""
 
+  before = staticmethod(lambda: None)
+
   async def finalize(self) -> None:
     _check_whole(self.get())
+    self.before()
     integrity.seal(self.get())
     failpoints.reach('commit.sealed')
     (self.get() / listing.MARKER).write_text('')
@@ -88,10 +95,19 @@ def _is_wanted(record: logging.LogRecord) -> bool:
   return is_main or f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
-def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
-  """Makes the Orbax object that writes and commits steps in its own threads."""
+def orbax_checkpointer(
+  directory: epath.Path, before_commit: Callable[[], None]
+) -> ocp.AsyncCheckpointer:
+  """Makes the Orbax object that writes and commits steps in its own threads.
+
+  Args:
+    directory: directory of the steps.
+    before_commit: is called in process 0 before a step becomes visible. If it
+      fails, the step is not committed.
+  """
   logging.getLogger('absl').addFilter(_is_wanted)
   is_remote = integrity.on_object_store(directory)
+  kind = _MarkerCommit if is_remote else _RenameCommit
   handler = ocp.CompositeCheckpointHandler(
     # Compression makes trained weights at most a fifth smaller. On a small
     # machine it would take half of the CPU time away from training.
@@ -100,7 +116,10 @@ def orbax_checkpointer(directory: epath.Path) -> ocp.AsyncCheckpointer:
   )
   return ocp.AsyncCheckpointer(
     handler,
-    temporary_path_class=_MarkerCommit if is_remote else _RenameCommit,
+    # Orbax takes a class, and makes an object of it for each step.
+    temporary_path_class=type(
+      kind.__name__, (kind,), {'before': staticmethod(before_commit)}
+    ),
     # We create the directory before the background save starts. If this failed
     # in the background, the writers would wait five minutes for the directory,
     # and the process could not end.

@@ -8,13 +8,14 @@ this file holds a hash of its own entries and must have exactly the format that
 """
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
 
 from etils import epath
 
-from moe import failpoints, json_text
+from moe import failpoints, json_text, outages
 
 NAME = 'integrity.json'
 
@@ -67,6 +68,9 @@ def check(
     directory: a directory that `seal` has sealed; its name may have changed.
     share: (index, count). Only every `count`-th file, from `index` on, is
       checked, so that the processes of a run can divide the work.
+
+  Raises:
+    OSError: if a file cannot be read now, but perhaps later.
   """
   directory = epath.Path(directory)
   try:
@@ -74,6 +78,7 @@ def check(
   except FileNotFoundError:
     return [f'{NAME} is missing']
   except (OSError, ValueError) as error:
+    _raise_if_it_may_pass(error)
     return [f'{NAME} is damaged ({error})']
   names = sorted(manifest)[share[0] :: share[1]]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -126,12 +131,22 @@ def _compare(directory: epath.Path, name: str, manifest: dict) -> str | None:
   except FileNotFoundError:
     return f'{name} is missing'
   except (OSError, ValueError) as error:
+    _raise_if_it_may_pass(error)
     return f'{name} cannot be read ({error})'
   if found_length != length:
     return f'{name} has {found_length} bytes instead of {length}'
   if found_digest != digest:
     return f'{name} has changed (SHA-256 differs)'
   return None
+
+
+def _raise_if_it_may_pass(error: Exception) -> None:
+  """Raises the error of a sound file that cannot be read at present.
+
+  EIO is no such error, since a bad sector causes it each time.
+  """
+  if outages.is_outage(error) and outages.system_error(error) != errno.EIO:
+    raise error
 
 
 def _encode(files: dict[str, list]) -> bytes:

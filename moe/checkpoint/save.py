@@ -16,7 +16,6 @@ import functools
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -27,7 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from moe import failpoints
+from moe import failpoints, outages
 from moe.checkpoint import commit, integrity, listing, restore
 from moe.types import PyTree
 
@@ -37,6 +36,10 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'wudao-moe')
 
 class SaveError(ValueError):
   """A checkpoint could not be written; earlier checkpoints did not change."""
+
+
+class BucketError(SaveError, outages.Outage):
+  """A bucket did not take a checkpoint; it took other files of this run."""
 
 
 class Checkpointer:
@@ -63,7 +66,7 @@ class Checkpointer:
     best_metric: str | None = None,
     is_higher_better: bool = False,
     check_held: Callable[[], None] = lambda: None,
-    before_save: Callable[[], None] = lambda: None,
+    before_commit: Callable[[], None] = lambda: None,
   ):
     """Removes incomplete steps that a killed run has left in the directory.
 
@@ -75,7 +78,8 @@ class Checkpointer:
       best_metric: the metric of `save` that ranks steps; None ranks none.
       is_higher_better: whether the largest value is the best.
       check_held: raises an error if another run has taken the directory.
-      before_save: is called before each save.
+      before_commit: is called in a thread of process 0 when all arrays of a
+        step are written and the step is not visible yet.
 
     Raises:
       ValueError: if a number is out of range.
@@ -92,7 +96,7 @@ class Checkpointer:
     self.best_metric = best_metric
     self.is_higher_better = is_higher_better
     self._check_held = check_held
-    self._before_save = before_save
+    self._before_commit = before_commit
     self._own = set()  # Steps written or restored by this object.
     self._orbax = None
     self._thread = None
@@ -234,13 +238,14 @@ class Checkpointer:
   ) -> None:
     """The part of a save that the training loop waits for."""
     failpoints.reach('save.begin')
-    self._before_save()
     # If the disk is full, Orbax prints tracebacks. So we check the space first.
     free = _free_bytes(self.directory)
     if free is not None and free < num_bytes:
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if self._orbax is None:
-      self._orbax = commit.orbax_checkpointer(self.directory)
+      self._orbax = commit.orbax_checkpointer(
+        self.directory, self._before_commit
+      )
     meta = {
       **meta,
       'step': step,
@@ -285,7 +290,8 @@ class Checkpointer:
       (s for s in listing.steps(self.directory) if s != step), default=None
     )
     kept = 'no step is before it' if good is None else f'step {good} is intact'
-    self._failure = SaveError(
+    is_remote = integrity.on_object_store(self.directory)
+    self._failure = (BucketError if is_remote else SaveError)(
       f'Checkpoint {step} ({_size(num_bytes)}{space}) could not be written to'
       f' {self.directory}: {reason}; {kept}: free space there or'
       ' resume with a --workdir that can be written.'
@@ -355,9 +361,7 @@ def _reason(error: BaseException) -> str:
   """The first cause of an exception, on one line."""
   while error.__cause__ or error.__context__:
     error = error.__cause__ or error.__context__
-  # TensorStore's messages contain the number of a system error in this form.
-  code = re.search(r"os_error_code='(\d+)'", str(error))
-  number = int(code.group(1)) if code else getattr(error, 'errno', None)
+  number = outages.system_error(error)
   if number:
     return os.strerror(number)
   return ' '.join(str(error).split())[:200] or type(error).__name__

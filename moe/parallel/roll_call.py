@@ -4,9 +4,10 @@ If a process was not started, JAX waits for minutes and then aborts without
 naming the process. If a process dies, the others wait in their next collective.
 So every process first connects to process 0, which calls the roll. The
 connections stay open. When a process dies, the kernel closes its connection at
-once. If a machine is lost, TCP's keep-alive messages find this within
-`peer.LOST_SECONDS`. A process that is stopped sends no signs of life, and the
-others end after `peer.SILENT_SECONDS`.
+once. If a machine is lost, it does not acknowledge the next sign of life, so
+TCP closes the connection within `BEAT_SECONDS` + `peer.LOST_SECONDS`. A process
+that is stopped sends no signs of life, and the others end after
+`peer.SILENT_SECONDS`.
 
 A message is a line of JSON. The port is the coordinator's port plus 1 (65534
 for 65535). Messages contain no secrets. Process 0 treats an invalid message
@@ -208,7 +209,9 @@ class Hub:
       selector.register(peer, selectors.EVENT_READ)
     while present:
       begin = time.monotonic()
-      ready = [key.fileobj for key, _ in selector.select(BEAT_SECONDS)]
+      # A message must not delay the next sign of life.
+      left = max(0.0, beaten + BEAT_SECONDS - begin)
+      ready = [key.fileobj for key, _ in selector.select(left)]
       forgive(begin, present.values())
       # If one process is killed, others fail. So killed processes are reported
       # first.
@@ -222,7 +225,7 @@ class Hub:
             self._spread(farewell.vanished(who), present.values())
         for message in messages or ():
           self._hear(peer, who, message, present.values())
-      if time.monotonic() - beaten > BEAT_SECONDS:
+      if time.monotonic() - beaten >= BEAT_SECONDS:
         beaten = time.monotonic()
         self._beat(list(present.values()))
       if all(peer.has_left for peer in present.values()):

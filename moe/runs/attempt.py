@@ -7,6 +7,7 @@ new run and in their results.
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 import time
@@ -276,8 +277,9 @@ def _compile(attempt: Attempt, step: int, begin: float) -> None:
 
 def _lost_seconds(workdir: str, step: int) -> float:
   """The seconds of the logged steps after the restored step."""
-  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
-  return sum(r['time']['seconds'] for r in records if r['step'] > step)
+  records = record_log.newest_first(os.path.join(workdir, 'log.jsonl'))
+  lost = itertools.takewhile(lambda record: record['step'] > step, records)
+  return sum(record['time']['seconds'] for record in lost)
 
 
 def _write_facts(attempt: Attempt, spent: goodput.Goodput) -> None:

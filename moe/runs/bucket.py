@@ -2,14 +2,16 @@
 
 Logs are appended, and an object store takes whole files only. So the run writes
 its files into a directory of this machine, the mirror, and copies them to the
-bucket before each checkpoint and at the end. Checkpoints go to the bucket
-alone. A run that resumes, on any machine, first fetches the files from there.
+bucket before each checkpoint becomes visible, in a thread, and at the end.
+Checkpoints go to the bucket alone. A run that resumes, on any machine, first
+fetches the files from there.
 
 TensorBoard's files stay in the mirror.
 """
 
 import logging
 import os
+import re
 import shutil
 import uuid
 
@@ -17,7 +19,7 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from moe import atomic_files
+from moe import atomic_files, outages
 from moe.checkpoint import integrity, listing
 from moe.data import cache_dir
 from moe.parallel import processes
@@ -42,7 +44,8 @@ def opened(place: str, is_written: bool = False) -> str:
 
   Raises:
     ValueError: if the URL does not begin with gs://, if the bucket cannot be
-      read, or if `is_written` and it cannot be written.
+      read, or if `is_written` and it cannot be written. It is an
+      `outages.Outage` if the user cannot do anything about it.
     lock.InUse: if another run writes there.
   """
   if not integrity.on_object_store(place):
@@ -69,6 +72,8 @@ def opened(place: str, is_written: bool = False) -> str:
   # The clients of object stores raise many kinds of errors.
   except Exception as error:
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    if _is_outage(error):
+      raise outages.Outage(f'{place} cannot be used now: {reason}') from error
     raise ValueError(
       f'{place} must be in a bucket that can be used, got {reason}: make the'
       ' bucket, or log in.'
@@ -77,6 +82,18 @@ def opened(place: str, is_written: bool = False) -> str:
     atomic_files.write_file(os.path.join(workdir, listing.BUCKET), url)
   _logger.info(f'the files of {url} are also in {workdir}')
   return workdir
+
+
+def _is_outage(error: Exception) -> bool:
+  """Whether a bucket cannot be used for no fault of the user."""
+  code = str(getattr(error, 'code', ''))  # The status of an answer by HTTP.
+  if code.isdecimal():
+    return code in ('408', '429') or code.startswith('5')
+  if isinstance(error, FileNotFoundError | FileExistsError | PermissionError):
+    return False
+  if re.search('Forbidden|[Cc]redentials', f'{type(error).__name__} {error}'):
+    return False
+  return not isinstance(error, ValueError | ImportError)
 
 
 def _prepare(url: str, workdir: str) -> None:
@@ -133,9 +150,24 @@ class Mirror:
     self.place = self._url or workdir
 
   def send(self) -> None:
-    """Copies the files that have changed; does nothing without a bucket."""
+    """Copies the files that have changed; does nothing without a bucket.
+
+    Raises:
+      outages.Outage: if the bucket takes no file at present.
+    """
     if self._url is None or jax.process_index() != 0:
       return
+    try:
+      self._send()
+    # The clients of object stores raise many kinds of errors.
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:200] or type(error).__name__
+      raise outages.Outage(
+        f'{self._url} could not be written: {reason}: run the same command'
+        ' again.'
+      ) from error
+
+  def _send(self) -> None:
     for entry in os.scandir(self._workdir):
       if not entry.is_file() or entry.name.endswith('.tmp'):
         continue

@@ -3,11 +3,13 @@
 The exit code of an attempt decides. After code 0 the command has finished.
 After code 75 (preempted) the command starts again at once. Code 2 is a mistake
 of the user, so another attempt would fail in the same way. Any other code is a
-crash, except code 69 (another process was lost) and signals from outside, such
-as a kill. After a crash, code 69 or such a signal, the supervisor waits before
-the next attempt; the wait grows until an attempt gets further. By default, the
-third crash at the same step ends the attempts, since a cause that repeats does
-not go away.
+crash, except code 69 (another process was lost), code 74 (a disk or the network
+failed) and signals from outside, such as a kill. After a crash, code 69, code
+74 or such a signal, the supervisor waits before the next attempt; the wait
+grows until an attempt gets further. By default, the third crash at the same
+step ends the attempts, since a cause that repeats does not go away.
+
+A command that stays stopped (SIGSTOP) is killed, and the next attempt follows.
 
 This file imports neither JAX nor the code of the command. So the supervisor
 needs little memory.
@@ -26,7 +28,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moe import stop_signals
+from moe import outages, stop_signals
 from moe.data import cache_dir
 from moe.parallel import farewell
 from moe.train import record_log
@@ -40,6 +42,12 @@ LOG = 'attempts.jsonl'
 # Variables with the number of a process, from us, Slurm and GKE.
 _NUMBERS = 'PROCESS_ID', 'SLURM_PROCID', 'TPU_WORKER_ID', 'MEGASCALE_SLICE_ID'
 _HOUR = 3600.0
+# A process that is stopped never ends. So the supervisor looks at the state of
+# the command every `_LOOK_SECONDS`, and kills it if so many looks in a row find
+# it stopped. Looks are counted, since the time in which the supervisor itself
+# is stopped (Ctrl-Z stops both) must not count.
+_LOOK_SECONDS = 1.0
+_LOOKS = 60
 # Signals that a process causes by an error of its own. All other signals come
 # from outside.
 _OWN_SIGNALS = (
@@ -80,8 +88,10 @@ class Decision(NamedTuple):
   """The outcome of an attempt, and whether another attempt follows.
 
   Attributes:
-    outcome: 'done', 'preempted', 'mistake', 'crash', 'killed' or 'lost', which
-      means that another process of the program was killed or is missing.
+    outcome: 'done', 'preempted', 'mistake', 'crash', 'killed', 'stopped' (and
+      then killed by the supervisor), 'outage' (a disk or the network failed) or
+      'lost', which means that another process of the program was killed or is
+      missing.
     wait: seconds until the next attempt; None if there is none.
     code: exit code of the supervisor if there is no further attempt.
     reason: the reason as text for people.
@@ -127,6 +137,8 @@ class Policy:
       return Decision('killed', wait, code, f'{_name(number)} from outside')
     if code == farewell.EXIT_LOST:
       return Decision('lost', wait, code, 'another process was lost')
+    if code == outages.EXIT_OUTAGE:
+      return Decision('outage', wait, code, 'a disk or the network failed')
     reason = f'code {code}' if number is None else _name(number)
     times = 0
     if step is not None:
@@ -228,8 +240,8 @@ def last_step(workdir: str) -> int | None:
     if any(os.environ.get(name, '0') != '0' for name in _NUMBERS):
       return None
     workdir = cache_dir.mirror(workdir)
-  records = record_log.read(os.path.join(workdir, 'log.jsonl'))
-  return records[-1]['step'] if records else 0
+  newest = record_log.newest_first(os.path.join(workdir, 'log.jsonl'))
+  return next(newest, {'step': 0})['step']
 
 
 def supervise(
@@ -271,6 +283,9 @@ def supervise(
       code = child.run(command)
       now, step = time.monotonic(), last_step(workdir)
       decision = policy.after(code, step, now)
+      if child.was_stopped:
+        reason = f'it was stopped for {_LOOKS * _LOOK_SECONDS:.0f} s'
+        decision = decision._replace(outcome='stopped', reason=reason)
       if child.signal is not None and decision.wait is not None:
         reason = f'{child.signal} to the supervisor'
         decision = decision._replace(wait=None, reason=reason)
@@ -295,22 +310,42 @@ class _Child:
   Attributes:
     stopped: an event, which is set when a signal to stop has arrived.
     signal: name of this signal; None if there was none.
+    was_stopped: whether the process was killed because it was stopped.
   """
 
   def __init__(self):
     self.stopped = threading.Event()
     self.signal = None
+    self.was_stopped = False
     self._process = None
 
   def run(self, command: Sequence[str]) -> int:
     """Runs the command; returns its exit code, below 0 after a signal."""
+    self.was_stopped, has_ended = False, threading.Event()
     self._process = subprocess.Popen(command)
     if self.stopped.is_set():  # A signal arrived while the process started.
       self.pass_on(self.signal)
+    look = threading.Thread(
+      target=self._look, args=(self._process, has_ended), daemon=True
+    )
+    look.start()
     try:
       return self._process.wait()
     finally:
+      has_ended.set()
+      look.join()
       self._process = None
+
+  def _look(
+    self, process: subprocess.Popen, has_ended: threading.Event
+  ) -> None:
+    """Kills the process if it stays stopped."""
+    looks = 0
+    while looks < _LOOKS and not has_ended.wait(_LOOK_SECONDS):
+      looks = looks + 1 if _is_stopped(process.pid) else 0
+    if looks == _LOOKS:
+      self.was_stopped = True
+      process.kill()
 
   def pass_on(self, name: str) -> None:
     """Sends the signal of this name to the process."""
@@ -319,6 +354,16 @@ class _Child:
     numbers = {text: number for number, text in stop_signals.NAMES.items()}
     if self._process is not None:
       self._process.send_signal(numbers[name])
+
+
+def _is_stopped(process: int) -> bool:
+  """Whether a process is stopped (SIGSTOP); False if this is not known."""
+  try:
+    with open(f'/proc/{process}/stat', 'rb') as f:
+      # The second field is a name in parentheses, with any characters in it.
+      return f.read().rpartition(b')')[2].split()[0] == b'T'
+  except OSError:  # The process has just ended, or this is not Linux.
+    return False
 
 
 def _shell_code(code: int) -> int:

@@ -16,6 +16,8 @@ import logging
 import math
 import os
 import time
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any, TextIO
 
 import jax
@@ -112,9 +114,9 @@ class Progress:
     self._reported = set(self._listed)
     self._display = make_display(stream)
     self._board = _Board(self._path('tensorboard'))
-    records = record_log.read(self._path('log.jsonl'))
-    self._watch.resume(records)
-    self._board.resume(records, record_log.read(self._path('eval.jsonl')))
+    newest = lambda name: record_log.newest_first(self._path(name))
+    self._watch.resume(newest('log.jsonl'))
+    self._board.resume(newest('log.jsonl'), newest('eval.jsonl'))
     last = self._log.last or {'step': 0}
     self._elapsed = last.get('time', {}).get('elapsed') or 0.0
     self._amount = last.get(objective.unit, 0)
@@ -259,8 +261,12 @@ class Progress:
     )
 
   def has_evaluation(self, step: int) -> bool:
-    """Whether a step has a logged evaluation; all processes must call this."""
-    known = self._evals is not None and step in self._evals.steps
+    """Whether the newest evaluation in the log is that of a step.
+
+    All processes must call this.
+    """
+    last = self._evals.last if self._evals is not None else None
+    known = last is not None and last['step'] == step
     if jax.process_count() > 1:
       known = bool(multihost_utils.broadcast_one_to_all(np.array(known)))
     return known
@@ -313,25 +319,26 @@ class _Board:
     self._purge_step = 1
     self._writer = None
 
-  def resume(self, records: list[dict], evals: list[dict]) -> None:
+  def resume(self, records: Iterator[dict], evals: Iterator[dict]) -> None:
     """Writes the last events again, since a killed run may have lost them.
 
     TensorBoard then hides the old events of these steps.
 
     Args:
-      records: records of all steps so far.
-      evals: records of all evaluations so far.
+      records: records of the steps so far, the newest first.
+      evals: records of the evaluations so far, the newest first.
     """
-    if not records:
+    last = next(records, None)
+    if last is None:
       return
-    end = records[-1]['time']['elapsed'] - 2 * _FLUSH_SECONDS
-    again = [r for r in records if r['time']['elapsed'] >= end]
-    self._purge_step = again[0]['step']
-    for record in again:
+    end = last['time']['elapsed'] - 2 * _FLUSH_SECONDS
+    again = [last, *takewhile(lambda r: r['time']['elapsed'] >= end, records)]
+    self._purge_step = again[-1]['step']
+    for record in reversed(again):
       self.step(record)
-    for record in evals:
-      if record['step'] >= self._purge_step:
-        self.evaluation(record['step'], record['eval'])
+    scored = takewhile(lambda r: r['step'] >= self._purge_step, evals)
+    for record in reversed(list(scored)):
+      self.evaluation(record['step'], record['eval'])
 
   def _open(self):
     if self._writer is None:

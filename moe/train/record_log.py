@@ -3,14 +3,21 @@
 A log without a record has no file. A kill leaves the file readable, because one
 write adds a whole line. When a killed run resumes, it cuts off everything after
 its last checkpoint, including an incomplete line.
+
+A log may have millions of records. So a run that resumes reads it backwards,
+and only as far as it must.
 """
 
 import json
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from moe import failpoints, json_text
+
+# Bytes that are read at a time when a log is read backwards.
+BLOCK = 2**16
 
 
 class RecordLog:
@@ -18,7 +25,6 @@ class RecordLog:
 
   Attributes:
     last: the newest record in the file, None if it is empty.
-    steps: the steps that have a record.
   """
 
   def __init__(self, path: str | os.PathLike, resume_step: int):
@@ -26,12 +32,11 @@ class RecordLog:
 
     A file that would be empty is deleted.
     """
-    records, length = _scan(path, resume_step)
-    self.last = records[-1] if records else None
-    self.steps = {record['step'] for record in records}
+    found = next(_backwards(path, resume_step), None)
+    self.last, length = found or (None, 0)
     self._path = path
     self._file = None
-    if records:
+    if found:
       os.truncate(path, length)
     elif os.path.exists(path):
       os.remove(path)
@@ -54,7 +59,6 @@ class RecordLog:
         f' {record["step"]}: free some space and run the same command again.'
       ) from error
     self.last = record
-    self.steps.add(record['step'])
 
   def sync(self) -> None:
     """Flushes the file to the disk, or to the bucket that gcsfuse mounts."""
@@ -70,28 +74,66 @@ class RecordLog:
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
   """All complete records of a log; none if the file does not exist."""
-  return _scan(path, math.inf)[0]
-
-
-def _scan(
-  path: str | os.PathLike, last_step: float
-) -> tuple[list[dict[str, Any]], int]:
-  """(records up to a step, number of bytes from the start to their end)."""
-  records, length = [], 0
+  records = []
   if not os.path.exists(path):
-    return records, length
+    return records
   with open(path, 'rb') as file:
     for line in file:
-      try:
-        record = json_text.parse(line)
-        is_kept = record['step'] <= last_step and line.endswith(b'\n')
-      except (ValueError, KeyError, TypeError):
-        break  # A kill may leave half a line at the end.
-      if not is_kept:
+      record = _parsed(line)
+      # A kill may leave half a line at the end.
+      if record is None or not line.endswith(b'\n'):
         break
       records.append(record)
-      length += len(line)
-  return records, length
+  return records
+
+
+def newest_first(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+  """Yields the complete records of a log from the last to the first.
+
+  Only the part of the file that holds the records is read. There are no records
+  if the file does not exist.
+  """
+  return (record for record, _ in _backwards(path, math.inf))
+
+
+def _backwards(
+  path: str | os.PathLike, last_step: float
+) -> Iterator[tuple[dict[str, Any], int]]:
+  """Yields (record, number of bytes from the start of the file to its end).
+
+  The newest of the records up to `last_step` comes first.
+  """
+  if not os.path.exists(path):
+    return
+  with open(path, 'rb') as file:
+    begin, text = file.seek(0, os.SEEK_END), b''
+    while begin:
+      size = min(max(BLOCK, len(text)), begin)
+      begin -= size
+      file.seek(begin)
+      text = file.read(size) + text
+      # The first line may begin in an earlier block.
+      first = text.find(b'\n') + 1 if begin else 0
+      if begin and not first:
+        continue
+      # A kill may leave half a line at the end.
+      *lines, half = text[first:].split(b'\n')
+      end = begin + len(text) - len(half)
+      for line in reversed(lines):
+        record = _parsed(line)
+        if record is not None and record['step'] <= last_step:
+          yield record, end
+        end -= len(line) + 1
+      text = text[:first]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+  """The record of a line; None if the line holds no record."""
+  try:
+    record = json_text.parse(line)
+    return record if record['step'] < math.inf else None
+  except (ValueError, KeyError, TypeError):
+    return None
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Warnings about skipped steps, dropped tokens and unused experts."""
 
 import collections
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,27 @@ class Watch:
     # For each expert, the number of steps with loads since its last token.
     self._idle_LE = None
 
-  def resume(self, records: list[dict[str, Any]]) -> None:
-    """Reads the end of an old log, whose warnings were already shown."""
-    with_load = [r for r in records if 'load' in r.get('layers', {})]
-    for record in with_load[-DEAD_AFTER:]:
+  def resume(self, records: Iterable[dict[str, Any]]) -> None:
+    """Reads the end of an old log, whose warnings were already shown.
+
+    Args:
+      records: the records of the log, the newest first. Only as many as needed
+        are read.
+    """
+    newest, with_load, is_sparse = [], [], False
+    for record in records:
+      is_sparse |= 'dead_experts' in record
+      if len(newest) < WINDOW:
+        newest.append(record)
+      if 'load' in record.get('layers', {}):
+        with_load.append(record)
+      # A record of a dense model has neither loads nor dead experts.
+      wanted = DEAD_AFTER if is_sparse or with_load else 0
+      if len(newest) == WINDOW and len(with_load) >= wanted:
+        break
+    for record in reversed(with_load[:DEAD_AFTER]):
       self._dead(record)
-    for record in records[-WINDOW:]:
+    for record in reversed(newest):
       self._drops(record)
 
   def see(self, record: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """Any damage of a sealed directory is detected."""
 
+import errno
+import os
 import pathlib
 
 import pytest
@@ -39,6 +41,26 @@ def test_every_byte_of_the_manifest_counts(copy):
     flipped = bytes([content[place] ^ 32])  # A letter changes only its case.
     path.write_bytes(content[:place] + flipped + content[place + 1 :])
     assert integrity.check(copy / '2'), f'byte {place} went unseen'
+
+
+@pytest.mark.parametrize('number', [errno.ESTALE, errno.ETIMEDOUT])
+def test_a_file_that_cannot_be_read_now_is_not_damaged(
+  copy, monkeypatch, number
+):
+  def fail(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(integrity, '_digest', fail)
+  with pytest.raises(OSError, match=os.strerror(number)):
+    integrity.check(copy / '2')
+
+
+def test_a_bad_sector_is_damage(copy, monkeypatch):
+  def fail(*_):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(integrity, '_digest', fail)
+  assert 'cannot be read' in integrity.check(copy / '2')[0]
 
 
 def test_every_directory_is_flushed(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from moe import outages
 from moe.checkpoint import integrity, listing, save
 from tests.checkpoint.states import META, abstract, assert_same, make_state
 
@@ -143,6 +144,33 @@ def test_a_failed_save_is_one_sentence_and_harms_nothing(copy, monkeypatch):
   saver.save(3, make_state(3), META)
   saver.close()
   assert_same(saver.restore(None, abstract(make_state()))[0], make_state(3))
+
+
+def test_what_comes_before_a_commit_does_not_keep_the_caller_waiting(tmp_path):
+  may_go_on, seen = threading.Event(), []
+
+  def before_commit():
+    assert may_go_on.wait(60)
+    seen.append(listing.steps(tmp_path))
+
+  saver = save.Checkpointer(tmp_path, before_commit=before_commit)
+  saver.save(1, make_state(1), META)
+  assert saver.is_saving and not seen
+  may_go_on.set()
+  saver.close()
+  assert seen == [[]] and listing.steps(tmp_path) == [1]
+
+
+def test_a_step_is_not_committed_if_what_comes_before_fails(tmp_path):
+  def fail():
+    raise outages.Outage('the bucket takes no file')
+
+  saver = save.Checkpointer(tmp_path, before_commit=fail)
+  saver.save(1, make_state(1), META)
+  with pytest.raises(save.SaveError, match='the bucket takes no file') as found:
+    saver.close()
+  assert outages.is_outage(found.value)
+  assert listing.steps(tmp_path) == []
 
 
 def test_a_directory_that_cannot_be_made_fails_the_save(tmp_path):

@@ -1,6 +1,7 @@
 """Tests the code that all commands share."""
 
 import ctypes
+import errno
 import logging
 import os
 import pathlib
@@ -11,6 +12,7 @@ import pytest
 from etils.epath import gpath
 
 from launch import runtime
+from moe import outages
 from moe.parallel import processes
 
 
@@ -39,6 +41,17 @@ def test_an_error_that_a_user_can_fix_is_one_line_and_code_2(capsys, error):
 
   assert runtime.run(verb) == 2
   assert capsys.readouterr().err == 'error: SEED=x must be a number.\n'
+
+
+def test_a_disk_that_fails_is_no_mistake_of_the_user(capsys):
+  def verb():
+    try:
+      raise OSError(errno.EIO, 'Input/output error')
+    except OSError as error:
+      raise ValueError('checkpoint 3 could not be written') from error
+
+  assert runtime.run(verb) == outages.EXIT_OUTAGE == 74
+  assert capsys.readouterr().err.startswith('error: checkpoint 3')
 
 
 def test_buckets_are_used_without_tensorflow(monkeypatch):

@@ -1,6 +1,7 @@
 """Several processes give the samples, scores and logs of one process."""
 
 import json
+import math
 
 import pytest
 
@@ -93,6 +94,41 @@ def test_two_processes_print_the_scores_of_one_once(run_of_two):
   found, wanted = json.loads(first), json.loads(expected)
   assert found['nats'] == pytest.approx(wanted['nats'], rel=1e-5)
   assert found.keys() == wanted.keys()
+
+
+# A program that prints the losses of two sources, whose rows alternate. The
+# loss of the second source is NaN.
+LOSSES = """
+import json
+from moe.parallel import processes
+processes.initialize()
+import jax
+import numpy as np
+from moe.data.order import Source
+from moe.parallel.mesh import MeshShape, make_mesh
+from moe.train.reporter import losses_by_source
+from tests.train import toy
+mesh = make_mesh(MeshShape(), jax.devices())
+program = toy.make_toy_program(toy.make_objective(), mesh=mesh)
+whole = toy.make_batch(0)
+whole.tokens[3] = toy.POISON
+rows = program.own_rows(len(whole.tokens))
+batch = jax.tree.map(lambda array: array[rows], whole)
+sources = [
+  Source(name, np.arange(i, 8, 2), np.flatnonzero(rows % 2 == i))
+  for i, name in enumerate(('even', 'odd'))
+]
+print(json.dumps(losses_by_source(program, program.init(), batch, sources)))
+"""
+
+
+@pytest.mark.nightly
+def test_two_processes_find_the_losses_by_source_of_one():
+  (text,) = printed(['-c', LOSSES], 1)
+  even, odd = json.loads(text)
+  assert math.isfinite(even) and math.isnan(odd)
+  for text in printed(['-c', LOSSES], 2):
+    assert json.loads(text) == pytest.approx([even, odd], 1e-6, nan_ok=True)
 
 
 # A program in which each process gives as many entries as its number.

@@ -149,6 +149,27 @@ def test_a_message_does_not_cost_a_call_for_each_process(
   assert len(calls) - before < 20
 
 
+def test_a_lost_machine_is_found_within_15_seconds():
+  # The machine may be lost just after a sign of life.
+  assert peer.BEAT_SECONDS + peer.LOST_SECONDS < 15
+
+
+def test_a_message_does_not_delay_the_signs_of_life(place, hub, monkeypatch):
+  waits, usual = [], selectors.DefaultSelector.select
+
+  def select(selector, seconds):
+    waits.append(seconds)
+    return usual(selector, seconds)
+
+  monkeypatch.setattr(selectors.DefaultSelector, 'select', select)
+  (first, _), _ = joined(place, hub)
+  until(lambda: waits)
+  time.sleep(0.5)
+  first.sendall(b'{"beat": true}\n')
+  until(lambda: len(waits) > 1)
+  assert waits[1] <= roll_call.BEAT_SECONDS - 0.5
+
+
 def test_members_beat_and_leave_when_process_0_is_stopped(
   place, ends, monkeypatch
 ):

@@ -1,19 +1,24 @@
 """Runs of several processes are like runs of one process."""
 
+import hashlib
 import json
 import os
+import pathlib
 import re
 import signal
+import sys
 import time
 
+import numpy as np
 import pytest
 
 from launch import token_stores
 from launch.configs import configuration
+from moe.checkpoint import restore
 from moe.data.reader import Reader
 from moe.parallel import farewell
 from moe.runs import build, lock
-from moe.train import watchdog
+from moe.train import record_log, watchdog
 from tests.parallel.cluster import started, words
 from tests.protein_data import has_data
 
@@ -231,6 +236,55 @@ def test_two_processes_that_are_killed_go_on_like_one(tmp_path, one):
     process.communicate()
   ended(started_run(tmp_path, 2))
   check_equal(tmp_path, one)
+
+
+def child_of(process):
+  """The number of the only process that a process has started."""
+  pid = process.pid
+  children = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
+  (child,) = map(int, children.split())
+  return child
+
+
+def fingerprint(workdir):
+  """SHA-256 of each array of the model, and of both logs without times."""
+  params, _ = restore.load_params(workdir, STEPS)
+  found = {
+    n: np.asarray(a).tobytes() for n, a in restore.leaves(params).items()
+  }
+  for name in ('log.jsonl', 'eval.jsonl'):
+    records = record_log.read(workdir / name)
+    timeless = [{**record, 'time': None} for record in records]
+    found[name] = json.dumps(timeless).encode()
+  return {n: hashlib.sha256(data).hexdigest() for n, data in found.items()}
+
+
+@pytest.mark.nightly
+def test_supervisors_resume_bit_for_bit_when_one_process_is_killed(
+  tmp_path, cache_dir
+):
+  pytest.importorskip('seqio')
+  whole, killed, logs = (tmp_path / n for n in ('whole', 'killed', 'logs'))
+  ended(started_run(whole, 2))
+  # On one machine each supervisor needs a log of its own.
+  script = (
+    'import os, sys; from launch import supervise;'
+    f'log = "--log={logs}/" + os.environ["PROCESS_ID"];'
+    'sys.exit(supervise.main([log, "--first_wait=0.5", *sys.argv[1:]]))'
+  )
+  flags = ['--', sys.executable, '-m', 'launch.train', *FLAGS]
+  flags.append(f'--workdir={killed}')
+  supervisors = started(['-c', script, *flags], 2, 4)
+  for victim, step in ((1, 10), (0, 25)):
+    wait_for_step(supervisors, killed, step)
+    os.kill(child_of(supervisors[victim]), signal.SIGKILL)
+  ended(supervisors)
+  outcomes = [
+    [attempt['outcome'] for attempt in map(json.loads, path.open())]
+    for path in (logs / '0', logs / '1')
+  ]
+  assert outcomes == [['lost', 'killed', 'done'], ['killed', 'lost', 'done']]
+  assert fingerprint(killed) == fingerprint(whole)
 
 
 @pytest.mark.nightly

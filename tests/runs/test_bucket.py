@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 
+from moe import outages
 from moe.checkpoint import integrity, listing
 from moe.runs import bucket, lock
 
@@ -128,3 +129,42 @@ def test_a_mirror_is_filled_after_all_processes_have_emptied_it(
   )
   bucket.opened(url, is_written=True)
   assert seen == [True, False] and mirror.exists()
+
+
+class Answer(Exception):
+  """An error of a client with the status of an answer by HTTP."""
+
+  def __init__(self, code):
+    super().__init__(f'status {code}')
+    self.code = code
+
+
+@pytest.mark.parametrize(
+  ('error', 'is_outage'),
+  [
+    (Answer(503), True),
+    (Answer('429'), True),
+    (Answer(401), False),
+    (ConnectionResetError(), True),
+    (FileNotFoundError('bucket'), False),
+    (OSError('Forbidden: bucket'), False),
+  ],
+)
+def test_a_bucket_that_fails_for_a_time_is_no_mistake(
+  url, monkeypatch, error, is_outage
+):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(bucket, '_prepare', fail)
+  with pytest.raises(ValueError, match='can.* be used') as found:
+    bucket.opened(url, is_written=True)
+  assert outages.is_outage(found.value) == is_outage
+
+
+def test_files_that_the_bucket_does_not_take_are_an_outage(run):
+  workdir, remote = run
+  (remote / 'log.jsonl').mkdir()  # A directory is in the way.
+  (workdir / 'log.jsonl').write_text('1\n')
+  with pytest.raises(outages.Outage, match='could not be written'):
+    bucket.Mirror(str(workdir)).send()

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from moe import outages
 from moe.data import cache_dir
 from moe.parallel import farewell
 from moe.runs import supervise
@@ -24,6 +25,7 @@ FAST = supervise.Limits(first_wait=0.0)
     (-signal.SIGSEGV, 'crash', 10.0, -signal.SIGSEGV),
     (-signal.SIGKILL, 'killed', 10.0, -signal.SIGKILL),
     (farewell.EXIT_LOST, 'lost', 10.0, farewell.EXIT_LOST),
+    (outages.EXIT_OUTAGE, 'outage', 10.0, outages.EXIT_OUTAGE),
     (128 + signal.SIGTERM, 'killed', 10.0, 128 + signal.SIGTERM),
   ],
 )
@@ -41,9 +43,9 @@ def test_the_third_crash_at_the_same_step_is_the_last():
   assert '3 times after step 7' in last.reason
 
 
-def test_kills_and_preemptions_do_not_count_as_crashes():
+def test_what_comes_from_outside_does_not_count_as_a_crash():
   policy = supervise.Policy(FAST)
-  for code in (-9, 75, 137, -15, 1, -9, 75, 1):
+  for code in (-9, 75, 137, 74, 69, -15, 1, -9, 74, 74, 75, 1):
     assert policy.after(code, 7, 0.0).wait is not None
 
 
@@ -131,3 +133,28 @@ def test_a_mistake_of_the_user_is_not_repeated(tmp_path):
   command = ['sh', '-c', 'exit 2']
   assert supervise.supervise(command, str(tmp_path), str(log), FAST) == 2
   assert [a['code'] for a in attempts(log)] == [2]
+
+
+def test_a_command_that_is_stopped_is_killed_and_runs_again(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(supervise, '_LOOK_SECONDS', 0.05)
+  monkeypatch.setattr(supervise, '_LOOKS', 4)
+  log, once = tmp_path / 'attempts.jsonl', tmp_path / 'once'
+  script = f'test -e "{once}" && exit 0; touch "{once}"; kill -STOP $$'
+  command = ['sh', '-c', script]
+  assert supervise.supervise(command, str(tmp_path), str(log), FAST) == 0
+  first, second = attempts(log)
+  assert (first['outcome'], first['code']) == ('stopped', -signal.SIGKILL)
+  assert second['outcome'] == 'done'
+
+
+def test_a_command_that_goes_on_again_is_not_killed(tmp_path, monkeypatch):
+  monkeypatch.setattr(supervise, '_LOOK_SECONDS', 0.05)
+  monkeypatch.setattr(supervise, '_LOOKS', 3)
+  found = iter([True, True, False, True, True])
+  monkeypatch.setattr(supervise, '_is_stopped', lambda _: next(found, False))
+  log = tmp_path / 'attempts.jsonl'
+  assert (
+    supervise.supervise(['sleep', '0.5'], str(tmp_path), str(log), FAST) == 0
+  )

@@ -75,6 +75,25 @@ def test_a_resumed_run_does_not_repeat_its_warnings():
     for s in range(1, DEAD_AFTER + 21)
   ]
   watch = Watch(0.1)
-  watch.resume(records)
+  watch.resume(reversed(records))
   assert watch.dead_LE.tolist() == [[False, True]]
   assert not see(watch, range(121, 140), [[1.0, 0.0]], 0.5)
+
+
+def test_a_resumed_run_reads_only_the_end_of_its_log():
+  read = []
+
+  def records(**entries):
+    for step in range(10_000, 0, -1):
+      read.append(step)
+      yield {'step': step, **entries, **loads(step)}
+
+  loads = lambda step: {}
+  Watch(0.1).resume(records())
+  assert len(read) == WINDOW  # A dense model has no loads.
+  read.clear()
+  loads = lambda step: {} if step % 8 else {'layers': {'load': [[1.0, 0.0]]}}
+  watch = Watch(0.1)
+  watch.resume(records(dead_experts=1))
+  assert watch.dead_LE.tolist() == [[False, True]]
+  assert len(read) == 8 * (DEAD_AFTER - 1) + 1

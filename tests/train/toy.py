@@ -68,14 +68,14 @@ def make_batch(seed, B=8, T=4, V=POISON):
   )
 
 
-def make_toy_program(objective, rate=_RATE, **options):
-  """The program of AdamW on one device; its learning rate is 0.1 by default."""
+def make_toy_program(objective, rate=_RATE, mesh=None, **options):
+  """The program of AdamW; by default one device, and a learning rate of 0.1."""
   return make_program(
     objective,
     optimizers.build(optimizers.adamw(rate)),
     rate,
     rules.table('standard'),
-    make_mesh(MeshShape(), jax.devices()[:1]),
+    mesh or make_mesh(MeshShape(), jax.devices()[:1]),
     seed=0,
     **options,
   )

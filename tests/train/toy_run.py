@@ -94,9 +94,17 @@ def left_behind(workdir):
   ]
 
 
+def unfinished_saves(workdir):
+  """Steps of the temporary directories of checkpoints."""
+  folder = os.path.join(workdir, 'checkpoints')
+  names = os.listdir(folder) if os.path.isdir(folder) else []
+  return [int(name.split('.')[0]) for name in names if 'tmp' in name]
+
+
 def attempt(workdir, steps, request):
   """Makes one attempt in a fork; returns its entry for the output."""
   before = record_log.read(os.path.join(workdir, 'log.jsonl'))
+  unfinished = unfinished_saves(workdir)
   read, write = os.pipe()
   begin = time.monotonic()
   process = os.fork()
@@ -118,12 +126,15 @@ def attempt(workdir, steps, request):
   with os.fdopen(read) as pipe:
     told = json.loads(pipe.read())
   last = before[-1]['step'] if before else 0
+  # An old step that was being removed has a temporary directory, too.
+  cut_off = min((s for s in unfinished if s > told['start']), default=last)
   return {
     'request': request,
     'code': os.waitstatus_to_exitcode(status),
     'seconds': seconds,
     **told,
     'redone': last - told['start'],
+    'redone_during_save': last - cut_off,
   }
 
 
