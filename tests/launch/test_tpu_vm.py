@@ -109,9 +109,9 @@ def run_with_fake_gcloud(folder, states, codes):
 def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   tmp_path, code
 ):
-  # With code 69, the command ends with it twice: the first time just before the
-  # TPU is lost, and the second time while the TPU stays. With code 0, the TPU is
-  # lost while the command runs.
+  # With code 69, the command ends with it twice: first just before the TPU is
+  # lost, and then while the TPU stays. With code 0, the TPU is lost while the
+  # command runs.
   before, lost = (3, 3) if code else (1, 2)
   states = ['ACTIVE'] * before + ['SUSPENDED'] * lost + ['ACTIVE']
   done, order = run_with_fake_gcloud(tmp_path, states, [str(code)])
@@ -126,7 +126,7 @@ def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   [
     # A failure at the start, while the command runs, and after its end.
     ([UNAVAILABLE, 'ACTIVE'], ['0'], [START, STOP]),
-    (['ACTIVE', UNAVAILABLE, 'ACTIVE'], ['running', '0'], [START, STOP]),
+    (['ACTIVE', UNAVAILABLE, 'ACTIVE'], ['running'] * 2 + ['0'], [START, STOP]),
     (['ACTIVE', 'ACTIVE', UNAVAILABLE, 'ACTIVE'], ['0'], [START, STOP]),
     # Only this error says that there is no TPU.
     ([NOT_FOUND, 'ACTIVE'], ['0'], [CREATE, START, STOP]),
