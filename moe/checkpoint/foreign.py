@@ -27,7 +27,7 @@ _MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
 _MAX_EXPANSION = 64
 _MAX_DIMS, _MAX_NODES = 16, 1_000_000
 # Files of these types can contain code that runs when a program reads them.
-_CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
+_CODE = ('.gin', '.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
 _JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
 _JSON += (integrity.NAME, listing.LATE_METRICS)
 _JSON += ('.zarray', '.zattrs', 'zarr.json')
@@ -44,6 +44,8 @@ def check(place: str | os.PathLike) -> None:
     place: directory of a run, of its checkpoints, or of one step.
   """
   directory, step = listing.locate(place)
+  if os.path.islink(directory):
+    raise ValueError(f'{directory} must be safe to read, but it is a link.')
   for number in listing.steps(directory) if step is None else [step]:
     found = problems(directory / str(number))
     if found:
