@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from launch import runtime
-from launch.configs import configuration, flags
+from launch.configs import configuration, flags, safety
 from launch.later import Later
 
 hugging_face = Later('moe.runs.hugging_face')
@@ -29,11 +29,10 @@ def parse(
   out = add_verb('to-hf', 'a trained run as a model directory')
   out.add_argument('checkpoint', metavar='RUN', help='or one step in there')
   out.add_argument('directory', metavar='DIR', help='to make')
-  out.add_argument(
-    '--dtype',
-    default='float32',
-    help='of the weights: float32 (default, as in training), bfloat16, float16',
-  )
+  text = 'RUN comes from a stranger: it is checked, then read'
+  out.add_argument('--untrusted', action='store_true', help=text)
+  text = 'of the weights: float32 (default, as in training), bfloat16, float16'
+  out.add_argument('--dtype', default='float32', help=text)
   out.add_argument(
     '--fused',
     action='store_true',
@@ -70,6 +69,8 @@ def convert(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   if overrides:
     raise ValueError('--gin. flags go with from-hf alone.')
+  if options.untrusted:
+    safety.checkpoint(options.checkpoint)
   shard_bytes = int(options.shard_gib * GIB)
   files = hugging_face.export(
     configuration.load_run(options.checkpoint),

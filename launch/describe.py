@@ -29,19 +29,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('images', nargs='+', metavar='IMAGE', help='files of pictures')
   flags.add_checkpoint_flag(parser)
   add('--num', type=int, default=3, help='captions to show of each picture')
-  add(
-    '--samples',
-    type=int,
-    default=16,
-    help='captions to draw of each picture; the likeliest ones are shown',
-  )
+  text = 'captions to draw of each picture; the likeliest ones are shown'
+  add('--samples', type=int, default=16, help=text)
   add('--temperature', type=float, default=0.7, help='of the drawn captions')
   add('--seed', type=int, default=0, help='the same seed gives equal captions')
-  add(
-    '--labels',
-    metavar='A,B,C',
-    help='rank these labels by their information gain, and write no caption',
-  )
+  text = 'rank these labels by their information gain, and write no caption'
+  add('--labels', metavar='A,B,C', help=text)
   add(
     '--template',
     action='append',

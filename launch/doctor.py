@@ -49,12 +49,13 @@ def examine(args: argparse.Namespace, overrides: list[str]) -> int:
     run = configuration.read(args.gin_file, overrides).run
   cache_dir = (run and run.data.cache_dir) or default_cache_dir()
   request = doctor.Request(run, args.workdir, cache_dir, args.patience)
-  join = processes.initialize if args.hosts else lambda patience, report: {}
-  found = doctor.visit(request, join)
+  found = doctor.visit(request, processes.initialize if args.hosts else None)
   for finding in found:
     print(finding)
-  is_bad = any(finding.grade == doctor.BAD for finding in found)
-  return runtime.EXIT_USER if is_bad else 0
+  if found[0].grade != doctor.BAD:
+    return 0
+  processes.leave(runtime.EXIT_USER, str(found[0]))  # The others repeat it.
+  return runtime.EXIT_USER
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,29 +38,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     help=r'a file to score: one document per line; \n stands for a line break; '
     'empty lines are skipped',
   )
-  add(
-    '--split',
-    default='validation',
-    help='split of the task; default: validation',
-  )
+  text = 'split of the task; default: validation'
+  add('--split', default='validation', help=text)
   add('--limit', type=positive, help='score only the first LIMIT documents')
-  add(
-    '--compare',
-    metavar='DIR',
-    help='another checkpoint: adds the difference between the two on the same '
-    'documents, with a bootstrap interval',
-  )
+  text = 'another checkpoint: adds the difference between the two on the same'
+  text += ' documents, with a bootstrap interval'
+  add('--compare', metavar='DIR', help=text)
   add('--json', action='store_true', help='print one JSON object')
-  add(
-    '--batch_size',
-    type=positive,
-    help='windows of full length per batch; changes memory and speed only',
-  )
-  add(
-    '--sequence_length',
-    type=positive,
-    help='longest window; default: that of the training run',
-  )
+  text = 'windows of full length per batch; changes memory and speed only'
+  add('--batch_size', type=positive, help=text)
+  text = 'longest window; default: that of the training run'
+  add('--sequence_length', type=positive, help=text)
   add(
     '--stride',
     type=positive,
@@ -68,11 +56,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     'scores, after it reads the tokens before them again; default: half the '
     'sequence length; the scores of training are those of a whole window',
   )
-  add(
-    '--cache_dir',
-    default='',
-    help='directory of token stores; default: that of the run',
-  )
+  text = 'directory of token stores; default: that of the run'
+  add('--cache_dir', default='', help=text)
   flags.add_task_module_flag(parser)
   return parser.parse_args(argv)
 

@@ -29,48 +29,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   )
   add = parser.add_argument
   flags.add_checkpoint_flag(parser)
-  add(
-    '--prompt',
-    required=True,
-    help=r'text to write after; \n stands for a line break, \\ for a backslash',
-  )
+  text = r'text to write after; \n stands for a line break, \\ for a backslash'
+  add('--prompt', required=True, help=text)
   add('--num', type=int, default=1, help='samples to write')
-  add(
-    '--temperature',
-    type=float,
-    default=1.0,
-    help='0 takes the most likely token each time',
-  )
-  add(
-    '--top_k',
-    type=int,
-    default=0,
-    help='draw from the k most likely tokens; 0 for all',
-  )
-  add(
-    '--top_p',
-    type=float,
-    default=1.0,
-    help='draw from the fewest tokens that hold this much probability',
-  )
+  text = '0 takes the most likely token each time'
+  add('--temperature', type=float, default=1.0, help=text)
+  text = 'draw from the k most likely tokens; 0 for all'
+  add('--top_k', type=int, default=0, help=text)
+  text = 'draw from the fewest tokens that hold this much probability'
+  add('--top_p', type=float, default=1.0, help=text)
   add('--seed', type=int, default=0, help='the same seed gives equal samples')
-  add(
-    '--max_tokens',
-    type=int,
-    help='write at most so many tokens; default: what the context has room for',
-  )
+  text = 'write at most so many tokens; default: what the context has room for'
+  add('--max_tokens', type=int, help=text)
   add(
     '--form',
     metavar='couplet|quatrain5|quatrain7|octave5|octave7',
     help='write lines of this length and punctuation; the prompt is then the '
     'first line of the couplet, or the title of the poem',
   )
-  add(
-    '--rerank',
-    choices=['inverse'],
-    help='print the samples first after which the prompt is likeliest; needs a '
-    'task such as poems_inverse in training',
-  )
+  text = 'print the samples first after which the prompt is likeliest; needs a'
+  text += ' task such as poems_inverse in training'
+  add('--rerank', choices=['inverse'], help=text)
   return parser.parse_args(argv)
 
 

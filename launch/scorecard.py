@@ -34,30 +34,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = runtime.parser('scorecard', __doc__)
   add = parser.add_argument
   flags.add_checkpoint_flag(parser)
-  add(
-    '--against',
-    metavar='DIR',
-    help='another checkpoint, such as the dense twin: adds the differences '
-    'with paired intervals',
-  )
-  add(
-    '--suite',
-    choices=('quick', 'full'),
-    default='quick',
-    help='how much is asked; default: quick',
-  )
-  add(
-    '--shots',
-    type=int,
-    choices=SHOTS,
-    default=0,
-    help='solved examples before each item of a benchmark; default: 0',
-  )
-  add(
-    '--data',
-    metavar='DIR',
-    help='folder of shared data; default: $WUDAO_DATA',
-  )
+  text = 'another checkpoint, such as the dense twin: adds the differences'
+  add('--against', metavar='DIR', help=f'{text} with paired intervals')
+  text = 'how much is asked; default: quick'
+  add('--suite', choices=('quick', 'full'), default='quick', help=text)
+  text = 'solved examples before each item of a benchmark; default: 0'
+  add('--shots', type=int, choices=SHOTS, default=0, help=text)
+  text = 'folder of shared data; default: $WUDAO_DATA'
+  add('--data', metavar='DIR', help=text)
   add('--json', action='store_true', help='print one JSON object')
   add('--html', metavar='FILE', help='write a page, which is one file')
   return parser.parse_args(argv)

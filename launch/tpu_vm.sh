@@ -103,10 +103,27 @@ on_slices() {
   return "$failed"
 }
 
-state() {
-  [ -z "$DRY_RUN" ] || { echo NONE; return; }
-  gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo NONE
+# Sets STATE to the state of the request; to NONE only if there is none. Any other
+# error of gcloud says nothing about the TPU, so the question is repeated. It is
+# given up only if gcloud has never answered.
+STATE=''
+look() {
+  [ -z "$DRY_RUN" ] || { STATE=NONE; return; }
+  local answer tries=0
+  while true; do
+    if answer="$(gcloud compute tpus queued-resources describe "$NAME" "${WHERE[@]}" --format='value(state.state)' 2>&1)"; then
+      # Warnings of gcloud may stand beside the state, a word in capital letters.
+      answer="$(grep -xE '[A-Z_]+' <<< "$answer" | tail -n 1)" || answer='no state'
+      [ "$answer" = 'no state' ] || { STATE="$answer"; return; }
+    elif [[ "$answer" == *NOT_FOUND* ]]; then
+      STATE=NONE
+      return
+    fi
+    tries=$((tries + 1))
+    [ -n "$STATE" ] || [ "$tries" -lt 5 ] || fail "the state of $NAME is not known: $answer"
+    say "the state of $NAME is not known now, so it is asked again: $answer"
+    sleep "$POLL_SECONDS"
+  done
 }
 
 create() {
@@ -119,11 +136,10 @@ create() {
 # Waits until the TPU is ready. Requests it if there is no request, or if the
 # last request has failed or was suspended.
 ensure_active() {
-  local now
   while true; do
-    now="$(state)"
-    say "queued resource $NAME: $now"
-    case "$now" in
+    look
+    say "queued resource $NAME: $STATE"
+    case "$STATE" in
       ACTIVE) return ;;
       NONE) create ;;
       FAILED | SUSPENDED | SUSPENDING) queue delete "$NAME" --force; create ;;
@@ -202,28 +218,33 @@ run() {
       sleep "$POLL_SECONDS"
     done
     until ended; do follow || sleep "$POLL_SECONDS"; done
-    if is_active; then
+    if [ -n "$CODE" ] && is_active; then
       # The command has ended on worker 0. Supervisors of other workers could
       # start it again.
       on_slices stop || say 'some workers could not be stopped'
       on_slices collect || say 'some logs could not be collected'
-      say "the command has ended with code $(code); the TPU stays until: bash launch/tpu_vm.sh delete --name=$NAME --zone=$ZONE"
-      return "$(code)"
+      say "the command has ended with code $CODE; the TPU stays until: bash launch/tpu_vm.sh delete --name=$NAME --zone=$ZONE"
+      return "$CODE"
     fi
     say 'the TPU is gone: it is created again, and the run resumes'
   done
 }
 
-is_active() { [ "$(state)" = ACTIVE ]; }
+is_active() { look; [ "$STATE" = ACTIVE ]; }
 
-# Succeeds if the command or the TPU has ended. A preemption ends the command
-# before the TPU, with code 75 or 69. Then the TPU is watched for a while.
+# Succeeds if the command or the TPU has ended, and sets CODE to the exit code of
+# the command, or to nothing. A preemption ends the command before the TPU, with
+# code 75 or 69. Then the TPU is watched for a while.
 ended() {
   local now i
+  CODE=''
   is_active || return 0
   now="$(code || true)"
   case "$now" in
-    running | '') return 1 ;;
+    '' | *[!0-9]*) return 1 ;;  # It runs, or the worker has not answered.
+  esac
+  CODE="$now"
+  case "$CODE" in
     "$EXIT_PREEMPTED" | "$EXIT_LOST") for i in 1 2 3 4 5 6; do is_active || break; sleep "$POLL_SECONDS"; done ;;
   esac
 }

@@ -22,6 +22,7 @@ NAMES = {
   signal.SIGINT: 'Ctrl-C',
   signal.SIGHUP: 'SIGHUP',
 }
+_NUMBERS = {name: number for number, name in NAMES.items()}
 EXIT_STOPPED = 75  # EX_TEMPFAIL: the same command can be run again.
 _EXIT_CTRL_C = 128 + signal.SIGINT
 # Two Ctrl-C signals within this time count as one press: the terminal and a
@@ -41,15 +42,19 @@ class Stopped(KeyboardInterrupt):
 def raising() -> Iterator[None]:
   """Raises `Stopped` in the block at the first signal; ignores later signals.
 
-  If the block calls `listen`, two more rules hold. If the block still runs some
-  seconds after the signal, the process ends with `EXIT_STOPPED`. A second
-  Ctrl-C ends the process at once.
+  If the block still runs some seconds after the signal, the process ends with
+  `EXIT_STOPPED`. A second Ctrl-C ends the process at once. So the process ends
+  also if Python drops `Stopped`, as it does in a callback of the garbage
+  collector. If the block calls `listen`, these rules hold in C code, too.
   """
   seen = []
 
   def stop(name: str) -> None:
     if not seen:
       seen.append(name)
+      if _listener is None:
+        listen()
+        os.write(_listener.descriptor, bytes([_NUMBERS[name]]))
       raise Stopped(name)
 
   with handled(stop, patience=_PATIENCE_SECONDS, listens=False):

@@ -101,6 +101,36 @@ def test_what_has_nothing_to_save_ends_in_the_middle_of_a_long_call():
   assert process.stdout.read() == 'told\n'
 
 
+# Python drops an exception of a callback of the garbage collector. JAX has such
+# a callback.
+DROPPED = """
+import gc, os, signal, time
+from moe import stop_signals
+stop_signals._PATIENCE_SECONDS = 0.3
+def callback(phase, facts):
+  if phase == 'start' and gc.callbacks:
+    gc.callbacks.clear()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+gc.callbacks.append(callback)
+with stop_signals.raising():
+  gc.collect()
+  print('dropped', flush=True)
+  time.sleep(30)
+"""
+
+
+def test_a_signal_in_a_callback_of_the_garbage_collector_ends_the_process():
+  done = subprocess.run(
+    [sys.executable, '-c', DROPPED],
+    capture_output=True,
+    text=True,
+    check=False,
+    timeout=20,
+  )
+  assert (done.returncode, done.stdout) == (75, 'dropped\n'), done.stderr
+
+
 def test_other_signals_end_nothing():
   program = """
 import os, signal, time

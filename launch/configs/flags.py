@@ -4,6 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from launch.later import Later
+
+safety = Later('launch.configs.safety')
+
 _BINDING = '--gin.'
 
 
@@ -49,8 +53,21 @@ def add_checkpoint_flag(
   text: str = 'work directory of a run, or one step in its checkpoints; for a'
   ' run, the best step if one is recorded, else the latest',
 ) -> None:
-  """Adds the required flag --checkpoint, with `text` as its help."""
-  parser.add_argument('--checkpoint', required=True, metavar='DIR', help=text)
+  """Adds the required flag --checkpoint, or --untrusted in its place.
+
+  Args:
+    parser: the parser of the command.
+    text: the help of --checkpoint.
+  """
+  given = parser.add_mutually_exclusive_group(required=True)
+  given.add_argument('--checkpoint', metavar='DIR', help=text)
+  given.add_argument(
+    '--untrusted',
+    dest='checkpoint',
+    type=lambda directory: safety.checkpoint(directory),  # Imported later.
+    metavar='DIR',
+    help='the same, if DIR comes from a stranger: it is checked, then read',
+  )
 
 
 def add_folding_flags(parser: argparse.ArgumentParser) -> None:

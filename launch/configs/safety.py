@@ -5,14 +5,19 @@ file from a stranger can run any code. With `--safe` it may name only classes
 and functions of the modules below, which read and write no files.
 """
 
+import argparse
 import importlib
 import os
+import pathlib
 from collections.abc import Iterator, Sequence
 
 from gin import config_parser
 from gin.config_parser import ImportStatement
 
 from launch.configs import bindings, gin_values, names
+from launch.later import Later
+
+foreign = Later('moe.checkpoint.foreign')
 
 # A run needs only these modules and their submodules. None of their functions
 # that a gin file can call reads or writes a file.
@@ -37,6 +42,10 @@ _CODE = ('task_modules', 'TASK_MODULES')
 _NO_CODE = ((), [], gin_values.Macro('TASK_MODULES'))
 
 
+class Unsafe(ValueError, argparse.ArgumentTypeError):
+  """Error: a checkpoint is not safe to read."""
+
+
 def check(files: Sequence[str]) -> None:
   """Raises ValueError if a gin file could do more than configure a run.
 
@@ -50,6 +59,25 @@ def check(files: Sequence[str]) -> None:
   """
   for name in files:
     _check_file(bindings.find_file(name), ())
+
+
+def checkpoint(directory: str) -> str:
+  """Returns the directory of a checkpoint that can safely be read.
+
+  Its steps must pass `moe.checkpoint.foreign`, and each config.gin that a
+  command may read with it must pass `check`.
+
+  Raises:
+    Unsafe: if something in the directory is not safe.
+  """
+  place = pathlib.Path(directory).absolute()
+  files = [p / 'config.gin' for p in (place, *place.parents[:2])]
+  try:
+    foreign.check(directory)
+    check([str(path) for path in files if path.exists()])
+  except (ValueError, OSError) as error:
+    raise Unsafe(str(error).replace('--safe', '--untrusted')) from error
+  return directory
 
 
 def _check_file(path: str, including: tuple[str, ...]) -> None:

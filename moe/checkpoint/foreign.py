@@ -1,9 +1,9 @@
 """Checks a checkpoint from an unknown source before anything reads it.
 
 An Orbax directory can contain links to other files of this machine, paths that
-lead out of the directory, and arrays that declare more bytes than the memory
-has. We inspect every file without following links, and check every path and
-size. Nothing is unpickled.
+lead out of the directory, names of other stores, and arrays or files that
+declare more bytes than the memory or the disk has. We inspect every file
+without following links, and check every path and size. Nothing is unpickled.
 
 Known attacks: https://github.com/google/flax/issues/5487 and
 https://github.com/google/orbax/issues/3375.
@@ -27,9 +27,14 @@ _MAX_JSON_BYTES, _MAX_JSON_DEPTH = 2**26, 64
 _MAX_EXPANSION = 64
 _MAX_DIMS, _MAX_NODES = 16, 1_000_000
 # Files of these types can contain code that runs when a program reads them.
-_CODE = ('.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
+_CODE = ('.gin', '.pkl', '.pickle', '.pt', '.pth', '.npy', '.npz', '.py', '.so')
 _JSON = ('_METADATA', '_sharding', '_CHECKPOINT_METADATA', 'metadata')
-_JSON += (integrity.NAME, '.zarray', '.zattrs', 'zarr.json')
+_JSON += (integrity.NAME, listing.LATE_METRICS)
+_JSON += ('.zarray', '.zattrs', 'zarr.json')
+# With these keys JSON tells TensorStore to read another store, perhaps one on
+# the network. Orbax finds the files of a step by their place alone.
+_STORES = {'driver', 'kvstore'}
+_BLOCK_BYTES = 512  # The unit of `st_blocks`.
 
 
 def check(place: str | os.PathLike) -> None:
@@ -39,6 +44,8 @@ def check(place: str | os.PathLike) -> None:
     place: directory of a run, of its checkpoints, or of one step.
   """
   directory, step = listing.locate(place)
+  if os.path.islink(directory):
+    raise ValueError(f'{directory} must be safe to read, but it is a link.')
   for number in listing.steps(directory) if step is None else [step]:
     found = problems(directory / str(number))
     if found:
@@ -83,7 +90,11 @@ def json_depth(content: bytes) -> int:
 
 
 def _files(root: str) -> tuple[list[str], int]:
-  """(problems, bytes of all files); links, devices and code are problems."""
+  """(problems, bytes of all files on the disk).
+
+  Links, devices, code and files with holes are problems. A hole is a part that
+  takes no bytes of the disk: one such file can seem larger than the disk.
+  """
   found, num_bytes, num_files, waiting = [], 0, 0, [(root, 0)]
   while waiting:
     folder, depth = waiting.pop()
@@ -94,7 +105,8 @@ def _files(root: str) -> tuple[list[str], int]:
         name = os.path.relpath(entry.path, root)
         status = entry.stat(follow_symlinks=False)
         num_files += 1
-        num_bytes += status.st_size
+        on_disk = _BLOCK_BYTES * status.st_blocks
+        num_bytes += min(status.st_size, on_disk)
         if stat.S_ISDIR(status.st_mode):
           waiting.append((entry.path, depth + 1))
         elif not stat.S_ISREG(status.st_mode):
@@ -103,9 +115,21 @@ def _files(root: str) -> tuple[list[str], int]:
           found.append(f'{name} is also a file elsewhere (a hard link)')
         elif name.lower().endswith(_CODE):
           found.append(f'{name} is of a kind that can contain code')
+        elif on_disk < status.st_size and _has_hole(entry.path):
+          found.append(
+            f'{name} has {status.st_size:,} bytes, but only {on_disk:,} of them'
+            ' are on the disk (a sparse file)'
+          )
         if num_files > _MAX_FILES:
           return [*found, f'there are more than {_MAX_FILES:,} files'], 0
   return found, num_bytes
+
+
+def _has_hole(path: str) -> bool:
+  """Whether a part of a file is a hole; a compressed file has none."""
+  with open(path, 'rb') as f:
+    size = f.seek(0, os.SEEK_END)
+    return size > 0 and f.seek(0, os.SEEK_HOLE) < size
 
 
 def _json_files(root: str) -> Iterator[str]:
@@ -124,10 +148,24 @@ def _json_problem(path: str) -> str | None:
   if json_depth(content) > _MAX_JSON_DEPTH:
     return f'{path} is nested too deep'
   try:
-    json_text.parse(content)
+    parsed = json_text.parse(content)
   except ValueError as error:
     return f'{path} is not JSON ({error})'
-  return None
+  return f'{path} names another store' if _names_store(parsed) else None
+
+
+def _names_store(parsed: Any) -> bool:
+  """Whether a dict in parsed JSON has a key of `_STORES`."""
+  waiting = [parsed]
+  while waiting:
+    entry = waiting.pop()
+    if isinstance(entry, dict):
+      if _STORES & entry.keys():
+        return True
+      waiting += entry.values()
+    elif isinstance(entry, list):
+      waiting += entry
+  return False
 
 
 def _array_problems(root: str, num_bytes: int) -> Iterator[str]:
@@ -191,13 +229,15 @@ def declared_bytes(content: bytes) -> int:
   """Number of bytes that an array's Zarr metadata, a JSON text, declares.
 
   Raises:
-    ValueError: if the metadata are too large or no JSON, if the shape is no
-      list of at most 16 sizes, if NumPy does not know the dtype, or if the
-      array holds Python objects.
+    ValueError: if the metadata are too large or no JSON, if they name another
+      store, if the shape is no list of at most 16 sizes, if NumPy does not know
+      the dtype, or if the array holds Python objects.
   """
   if len(content) > _MAX_JSON_BYTES or json_depth(content) > _MAX_JSON_DEPTH:
     raise ValueError('the metadata of an array are too large')
   entry = json_text.parse(content)
+  if _names_store(entry):
+    raise ValueError('an array names another store')
   shape = entry.get('shape') if isinstance(entry, dict) else None
   is_shape = isinstance(shape, list) and len(shape) <= _MAX_DIMS
   if not is_shape or not all(type(n) is int and n >= 0 for n in shape):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 import time
 from typing import Any
@@ -21,6 +22,8 @@ _BESIDE = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 _TPU_CLUSTERS = {'GkeTpuCluster', 'GceTpuCluster'}
 # Seconds after which JAX and the roll call stop waiting for other processes.
 PATIENCE = 300.0
+# Seconds after the roll call in which JAX's coordinator must answer.
+_COORDINATOR_SECONDS = 20.0
 
 _watch: roll_call.Hub | roll_call.Member | None = None
 _clock = pace.Clock()
@@ -49,7 +52,8 @@ def initialize(
   Raises:
     ValueError: if only some of the three variables are set, a number is wrong,
       or the port is in use.
-    roll_call.Missing: if a process has not joined in time.
+    roll_call.Missing: if a process has not joined in time, or if the port of
+      JAX's coordinator is closed to this process.
   """
   global _watch
   if patience is None:
@@ -58,6 +62,10 @@ def initialize(
   if place is None:
     return {}
   keep_stdout()
+  # Imported here, since commands import this file, and --help must be fast. It
+  # takes seconds, and after the roll call JAX's coordinator must start at once.
+  import jax
+
   guests = {}
   if place.num_processes > 1:
     is_first = place.process_id == 0
@@ -65,9 +73,8 @@ def initialize(
     guests = watch.call(patience, report or {})
     _watch = watch
     stop_signals.before_exit(_leave_midway)
-  # Imported here, since commands import this file, and --help must be fast.
-  import jax
-
+    if not is_first:
+      _wait_for_coordinator(place)
   # JAX's handler for SIGTERM would replace ours, and commands would ignore the
   # signal. `multihost.sharing_sigterm` starts the service when it is needed.
   jax.config.update('jax_enable_preemption_service', False)
@@ -81,6 +88,28 @@ def initialize(
     heartbeat_timeout_seconds=int(PATIENCE),
   )
   return guests
+
+
+def _wait_for_coordinator(place: roll_call.Place) -> None:
+  """Waits until JAX's coordinator can be reached; JAX would wait for minutes.
+
+  Raises:
+    roll_call.Missing: if it cannot be reached; the message names the port.
+  """
+  host, port = place.address.rsplit(':', 1)
+  end = time.monotonic() + _COORDINATOR_SECONDS
+  while True:
+    try:
+      socket.create_connection((host.strip('[]'), int(port)), 2).close()
+    except OSError as error:
+      if time.monotonic() >= end:
+        raise roll_call.Missing(
+          f'port {port} of {place.name(0)} is closed to this host, but port'
+          f' {place.endpoint[1]} is open: open both ({error})'
+        ) from error
+      time.sleep(0.2)
+    else:
+      return
 
 
 def keep_stdout() -> None:
@@ -157,6 +186,17 @@ def _address(cluster: Any, patience: float) -> str:
     if waited >= roll_call.TELL_SECONDS and not is_told:
       is_told = True
       _logger.info(f'waiting: process 0 not started yet: {text}')
+
+
+def count() -> int:
+  """Number of processes that the environment tells of; 1 if it tells nothing.
+
+  Nothing is waited for, and JAX is not started.
+  """
+  if _NAMES[0] in os.environ:
+    return int(os.environ[_NAMES[0]])
+  cluster = _cluster()
+  return cluster.get_process_count() if cluster else 1
 
 
 def _place(address: str, size: int, process: int) -> roll_call.Place:

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+from moe import stop_signals
 from moe.data.store import file_sha256
-from moe.parallel import roll_call
+from moe.parallel import processes, roll_call
 from moe.runs.folding_run import FoldingRun
 from moe.runs.run import Run
 from moe.runs.tokenizer_run import TokenizerRun
@@ -246,31 +247,56 @@ def compared(
 
 
 def visit(
-  request: Request, join: Callable[..., Mapping[int, roll_call.Guest]]
+  request: Request,
+  join: Callable[..., Mapping[int, roll_call.Guest]] | None,
 ) -> list[Finding]:
   """Examines this host, and the others if the program has several processes.
 
   Args:
     request: what to examine.
-    join: `processes.initialize`, or a function like it.
+    join: `processes.initialize`, or a function like it; None to examine this
+      host alone.
 
   Returns:
     The findings, the worst first.
   """
-  own, missing = examine(request), []
+  stop_signals.listen()  # The calls that join and start devices can be long.
+  own, guests, is_whole = examine(request), {}, True
   try:
-    guests = join(request.patience, own)
+    others = _others(processes.count(), join is not None)
+    if join is not None:
+      guests = join(request.patience, own)
+    elif others:  # The devices of a pod start together, so alone they hang.
+      is_whole = False
     if guests:
-      missing = [Finding(GOOD, 'hosts', f'all {len(guests) + 1} have come')]
+      text = f'all {len(guests) + 1} have come'
+      others = [Finding(GOOD, 'hosts', text)]
   except roll_call.Missing as error:
-    guests, missing = error.guests, [Finding(BAD, 'hosts', str(error))]
+    guests, is_whole = error.guests, False
+    others = [Finding(BAD, 'hosts', str(error))]
   except ValueError as error:
-    guests, missing = {}, [Finding(BAD, 'port', str(error))]
-  found = compared(own, guests) + missing
-  # The devices of a pod start together. If a host is missing, they would hang.
-  if all(f.grade == GOOD for f in missing) and not _is_held(found):
+    others, is_whole = [Finding(BAD, 'port', str(error))], False
+  found = compared(own, guests) + others
+  if is_whole and not _is_held(found):
     found.append(_devices(request.run))
   return sorted(found, key=lambda f: f.grade)
+
+
+def _others(num_processes: int, joins: bool) -> list[Finding]:
+  """A finding if the other hosts cannot be examined as the user may expect."""
+  if joins and num_processes == 1:
+    text = (
+      'no other process is known: if there are more, set NUM_PROCESSES,'
+      ' PROCESS_ID and JAX_COORDINATOR_ADDRESS on every host'
+    )
+    return [Finding(DOUBT, 'hosts', text)]
+  if not joins and num_processes > 1:
+    text = (
+      f'this is one of {num_processes} processes, whose devices start together:'
+      ' to examine them, give --hosts on every host'
+    )
+    return [Finding(DOUBT, 'hosts', text)]
+  return []
 
 
 def _is_held(found: Iterable[Finding]) -> bool:

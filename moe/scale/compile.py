@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 import jax
 from jax.experimental import serialize_executable
 
+from moe import stop_signals
 from moe.atomic_files import write_file
 from moe.scale import topology
 from moe.train.program import Program
@@ -121,6 +122,7 @@ def compile_step(
   Raises:
     DoesNotFit: if a device has too little memory.
   """
+  stop_signals.listen()  # Compiling takes minutes.
   lowered = program.train_step.lower(program.abstract, shapes)
   key = content_key(lowered, program.mesh.devices.flat)
   folder = pathlib.Path(directory) / key

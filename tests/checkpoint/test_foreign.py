@@ -37,6 +37,33 @@ def no_json(step):
   (step / 'state/_METADATA').write_text('{')
 
 
+def no_late_metrics(step):
+  (step / 'late_metrics.json').write_text('[' * 100_000)
+
+
+def sparse(step):
+  with open(step / 'state/d/large', 'wb') as f:
+    f.truncate(2**40)
+
+
+def partly_sparse(step):
+  with open(step / 'state/d/large', 'wb') as f:
+    f.write(b'x' * 2**16)
+    f.truncate(2**30)
+
+
+def other_driver(step):
+  (step / 'state/zarr.json').write_text('{"driver": "http"}')
+
+
+def other_store(step):
+  path = step / 'state/_METADATA'
+  metadata = json.loads(path.read_text())
+  first = next(iter(metadata['tree_metadata'].values()))
+  first['value_metadata']['spec'] = [{'kvstore': 'gs://bucket/weights/'}]
+  path.write_text(json.dumps(metadata))
+
+
 def no_index(step):
   (step / 'state/manifest.ocdbt').write_bytes(b'\0' * 100)
 
@@ -50,6 +77,11 @@ def no_index(step):
     (pickled, 'can contain code'),
     (deep, 'nested too deep'),
     (no_json, 'is not JSON'),
+    (no_late_metrics, 'late_metrics.json is nested too deep'),
+    (sparse, 'd/large has 1,099,511,627,776 bytes, but only 0 of them'),
+    (partly_sparse, 'd/large has 1,073,741,824 bytes, but only 65,536'),
+    (other_driver, 'zarr.json names another store'),
+    (other_store, '_METADATA names another store'),
     (no_index, 'it cannot be read'),
   ],
 )
@@ -117,6 +149,7 @@ def test_the_size_of_an_array_is_its_places_times_their_bytes(
     {'shape': [1], 'dtype': 'object'},
     {'shape': [1], 'dtype': 'kernel32'},
     {'shape': [1] * 99, 'dtype': '<f4'},
+    {'shape': [1], 'dtype': '<f4', 'codecs': [{'kvstore': 'gs://a/b/'}]},
   ],
 )
 def test_metadata_of_no_array_of_numbers_are_refused(entry):

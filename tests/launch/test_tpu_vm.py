@@ -24,6 +24,7 @@ def tpu_vm(verb, *flags, command=(), environment=None):
     capture_output=True,
     text=True,
     check=False,
+    timeout=60,
     env={**os.environ, 'TMPDIR': '/tmp', **(environment or {})},
   )
 
@@ -59,58 +60,94 @@ def test_a_mistake_is_one_sentence_and_code_2(flags, message):
   assert done.returncode == 2 and message in done.stderr
 
 
-# A fake gcloud: `describe` prints the next line of the file `states`. A worker
-# reports the exit code in the file `code`, or 0.
+# A fake gcloud: `describe` prints the next line of the file `states`, or fails
+# with it if it is an error. A worker prints the next line of the file `codes`.
+# The last line of a file stays.
 GCLOUD = """#!/bin/bash
+next() {
+  head -n 1 "$FAKE/$1"
+  [ "$(wc -l < "$FAKE/$1")" = 1 ] || sed -i 1d "$FAKE/$1"
+}
 echo "$*" >> "$FAKE/calls"
 case "$*" in
   *queued-resources*describe*)
-    head -n 1 "$FAKE/states"
-    sed -i 1d "$FAKE/states" ;;
+    state="$(next states)"
+    [[ "$state" != *:* ]] || { echo "ERROR: $state" >&2; exit 1; }
+    echo 'WARNING: a new version of gcloud is there' >&2
+    echo "$state" ;;
   *networkEndpoints*) echo 10.0.0.1 ;;
-  *tpu_worker.sh' 'code) cat "$FAKE/code" 2> /dev/null || echo 0 ;;
+  *tpu_worker.sh' 'code) next codes ;;
 esac
 """
+# Errors of `describe`.
+UNAVAILABLE, NOT_FOUND = 'UNAVAILABLE: try again', 'NOT_FOUND: no such request'
+DELETE, CREATE = 'queued-resources delete', 'queued-resources create'
+START, STOP = ' start 0 1', 'worker.sh stop'
 
 
-@pytest.mark.parametrize('code', [None, '69'])
+def run_with_fake_gcloud(folder, states, codes):
+  """Runs a command; returns (what has ended, its calls of gcloud by kind)."""
+  (folder / 'gcloud').write_text(GCLOUD)
+  (folder / 'gcloud').chmod(0o755)
+  for name, lines in (('states', states), ('codes', codes)):
+    (folder / name).write_text('\n'.join(lines) + '\n')
+  environment = {
+    'PATH': f'{folder}:{os.environ["PATH"]}',
+    'FAKE': str(folder),
+    'TMPDIR': str(folder),
+    'POLL_SECONDS': '0',
+    'LOGS': str(folder / 'logs'),
+  }
+  flags = ['--type=v4-8', '--spot']
+  done = tpu_vm('run', *flags, command=COMMAND, environment=environment)
+  calls = (folder / 'calls').read_text().splitlines()
+  kinds = (DELETE, CREATE, START, STOP)
+  return done, [kind for call in calls for kind in kinds if kind in call]
+
+
+@pytest.mark.parametrize('code', [0, 69])
 def test_a_preempted_tpu_is_created_again_and_the_command_started_again(
   tmp_path, code
 ):
-  # With a code, the command ends with it twice: the first time just before the
-  # TPU is lost, and the second time while the TPU stays. Without a code, the
-  # TPU is lost while the command runs.
-  if code:
-    (tmp_path / 'code').write_text(code)
-  (tmp_path / 'gcloud').write_text(GCLOUD)
-  (tmp_path / 'gcloud').chmod(0o755)
-  # States that the fake gcloud reports: the TPU is active at first, and is then
-  # lost. After that it is deleted and created again.
-  before = 'ACTIVE ' * (3 if code else 1)
-  states = before + 'SUSPENDED ' * 3 + 'ACTIVE' + ' ACTIVE' * 9
-  (tmp_path / 'states').write_text(states.replace(' ', '\n') + '\n')
-  environment = {
-    'PATH': f'{tmp_path}:{os.environ["PATH"]}',
-    'FAKE': str(tmp_path),
-    'TMPDIR': str(tmp_path),
-    'POLL_SECONDS': '0',
-    'LOGS': str(tmp_path / 'logs'),
-  }
-  done = tpu_vm(
-    'run', '--type=v4-8', '--spot', command=COMMAND, environment=environment
-  )
-  assert done.returncode == int(code or 0), done.stdout + done.stderr
-  calls = (tmp_path / 'calls').read_text().splitlines()
-  kinds = (
-    'queued-resources delete',
-    'queued-resources create',
-    ' start 0 1',
-    'worker.sh stop',
-  )
-  order = [kind for call in calls for kind in kinds if kind in call]
+  # With code 69, the command ends with it twice: first just before the TPU is
+  # lost, and then while the TPU stays. With code 0, the TPU is lost while the
+  # command runs.
+  before, lost = (3, 3) if code else (1, 2)
+  states = ['ACTIVE'] * before + ['SUSPENDED'] * lost + ['ACTIVE']
+  done, order = run_with_fake_gcloud(tmp_path, states, [str(code)])
+  assert done.returncode == code, done.stdout + done.stderr
   # At the end the command has ended on worker 0. Supervisors of other workers
   # may still run, so `stop` follows.
-  assert order == [kinds[2], kinds[0], kinds[1], kinds[2], kinds[3]]
+  assert order == [START, DELETE, CREATE, START, STOP]
+
+
+@pytest.mark.parametrize(
+  ('states', 'codes', 'expected'),
+  [
+    # A failure at the start, while the command runs, and after its end.
+    ([UNAVAILABLE, 'ACTIVE'], ['0'], [START, STOP]),
+    (['ACTIVE', UNAVAILABLE, 'ACTIVE'], ['running'] * 2 + ['0'], [START, STOP]),
+    (['ACTIVE', 'ACTIVE', UNAVAILABLE, 'ACTIVE'], ['0'], [START, STOP]),
+    # Only this error says that there is no TPU.
+    ([NOT_FOUND, 'ACTIVE'], ['0'], [CREATE, START, STOP]),
+    # A state that is not ACTIVE for a moment must not stop the command.
+    (['ACTIVE', 'CREATING', 'ACTIVE'], ['running', '0'], [START, START, STOP]),
+    # A worker that does not answer tells nothing about its command.
+    (['ACTIVE'], ['', 'ssh: timed out', 'running', '0'], [START, STOP]),
+  ],
+)
+def test_a_question_without_an_answer_leaves_the_command_alone(
+  tmp_path, states, codes, expected
+):
+  done, order = run_with_fake_gcloud(tmp_path, states, codes)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert order == expected
+
+
+def test_a_gcloud_that_never_answers_ends_with_its_message(tmp_path):
+  done, order = run_with_fake_gcloud(tmp_path, ['DENIED: log in'], ['0'])
+  assert done.returncode == 2 and 'DENIED: log in' in done.stderr
+  assert order == []
 
 
 # This script replaces the supervisor. It ends when it gets a signal.
@@ -176,7 +213,7 @@ def test_a_dry_run_of_slurm_prints_the_command_of_each_node():
   )
   assert done.stdout == (
     'srun --kill-on-bad-exit=0 --wait=300 .venv/bin/python -m launch.supervise'
-    ' --log=/tmp/attempts.jsonl -- .venv/bin/python -m launch.train'
+    ' --log=/tmp/attempts.JOB.jsonl -- .venv/bin/python -m launch.train'
     ' --workdir=w\nafter code 75: scontrol requeue JOB\n'
   )
 

@@ -1,3 +1,4 @@
+import re
 import signal
 import time
 
@@ -40,6 +41,7 @@ def calls(monkeypatch):
   )
   for name in ('Hub', 'Member'):
     monkeypatch.setattr(roll_call, name, Answered)
+  monkeypatch.setattr(processes, '_wait_for_coordinator', lambda place: None)
   monkeypatch.setattr(processes, '_watch', None)
   return found
 
@@ -144,6 +146,28 @@ def test_a_process_that_was_not_started_is_named_by_all(missing, monkeypatch):
   for text in errors:
     assert f'error: process {missing}' in text.splitlines()[-1]
     assert 'not started after' in text.splitlines()[-1]
+
+
+# The roll call is answered, but the coordinator of JAX is never started.
+CLOSED = """
+import sys, time
+import jax
+from launch import doctor
+from moe.parallel import processes
+processes._COORDINATOR_SECONDS = 0.5
+jax.distributed.initialize = lambda *place, **options: time.sleep(60)
+sys.exit(doctor.main())
+"""
+
+
+@pytest.mark.slow
+def test_a_closed_port_of_jax_is_named_by_all_processes():
+  running = started(['-c', CLOSED, '--hosts'], 2, 1)
+  texts = [p.communicate(timeout=60) for p in running]
+  assert [p.returncode for p in running] == [2, 2], texts
+  port = r'port \d+ of process 0 \(localhost:\d+\) is closed to this host'
+  assert re.match(rf'BAD    hosts      {port}', texts[1][0])
+  assert re.search(rf'process 1 .* ended with code 2: .*{port}', texts[0][1])
 
 
 # A command that gets SIGTERM after it has joined the others.

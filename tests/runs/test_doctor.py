@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from launch.configs import configuration
-from moe.parallel import roll_call
+from moe.parallel import processes, roll_call
 from moe.runs import doctor
 
 OWN = {
@@ -73,6 +73,34 @@ def test_missing_hosts_come_first_and_the_others_are_still_compared():
   assert not any(f.check == 'devices' for f in found)
 
 
+@pytest.fixture
+def of_two(monkeypatch):
+  """Makes this process one of two."""
+  monkeypatch.setenv('NUM_PROCESSES', '2')
+
+
+def test_a_host_alone_does_not_start_the_devices_of_a_pod(of_two, monkeypatch):
+  monkeypatch.setattr(doctor, '_devices', None)  # Devices would never start.
+  found = doctor.visit(REQUEST, None)
+  (doubt,) = lines(found, doctor.DOUBT)
+  assert 'this is one of 2 processes' in doubt and '--hosts' in doubt
+  assert not lines(found, doctor.BAD)
+
+
+def test_a_process_of_several_that_have_all_come_starts_its_devices(of_two):
+  found = doctor.visit(REQUEST, lambda patience, report: {})
+  assert any(f.check == 'devices' for f in found)
+  assert not lines(found, doctor.DOUBT)
+
+
+def test_hosts_that_no_variable_tells_of_are_a_doubt(monkeypatch):
+  monkeypatch.setattr(processes, '_cluster', lambda: None)
+  found = doctor.visit(REQUEST, lambda patience, report: {})
+  (doubt,) = lines(found, doctor.DOUBT)
+  assert 'no other process is known' in doubt and 'NUM_PROCESSES' in doubt
+  assert any(f.check == 'devices' for f in found)
+
+
 def test_a_port_in_use_is_found():
   def join(patience, report):
     raise ValueError('port 8477 of host must be free')
@@ -84,7 +112,7 @@ def test_a_work_directory_that_cannot_be_written_is_found(tmp_path):
   blocked = tmp_path / 'file'
   blocked.write_text('')
   request = REQUEST._replace(workdir=str(blocked / 'run'))
-  found = doctor.visit(request, lambda patience, report: {})
+  found = doctor.visit(request, None)
   assert (found[0].grade, found[0].check) == (doctor.BAD, 'write')
 
 

@@ -1,10 +1,12 @@
 """With --safe, a gin file may name only parts of a run that touch no files."""
 
+import argparse
 import pathlib
+import shutil
 
 import pytest
 
-from launch.configs import bindings, safety
+from launch.configs import bindings, flags, safety
 
 HEAD = 'from __gin__ import dynamic_registration\n'
 CONFIGS = pathlib.Path(bindings.SEARCH_PATHS[1])
@@ -75,3 +77,52 @@ def test_what_is_included_is_checked_as_well(tmp_path):
   path.write_text("include 'inner.gin'\n")
   with pytest.raises(ValueError, match='inner.gin:2: with --safe os'):
     safety.check([str(path)])
+
+
+def test_a_run_of_a_stranger_is_checked_in_place_of_a_checkpoint(
+  run_directory, tmp_path
+):
+  run = shutil.copytree(run_directory, tmp_path / 'run')
+  assert untrusted(run).checkpoint == str(run)
+
+
+@pytest.fixture
+def bare_run(tmp_path):
+  """A work directory with an empty step and an empty config.gin."""
+  (tmp_path / 'run/checkpoints/5/meta').mkdir(parents=True)
+  (tmp_path / 'run/checkpoints/5/state').mkdir()
+  (tmp_path / 'run/config.gin').write_text('')
+  return tmp_path / 'run'
+
+
+def untrusted(directory):
+  parser = argparse.ArgumentParser()
+  flags.add_checkpoint_flag(parser)
+  return parser.parse_args([f'--untrusted={directory}'])
+
+
+@pytest.mark.parametrize('place', ['', 'checkpoints', 'checkpoints/5'])
+@pytest.mark.parametrize(
+  ('name', 'fragment'),
+  [
+    ('config.gin', 'with --untrusted os must be one of'),
+    ('checkpoints/5/state/a.pkl', 'can contain code'),
+    ('checkpoints/5/config.gin', 'can contain code'),
+  ],
+)
+def test_a_run_of_a_stranger_that_could_run_code_is_refused(
+  bare_run, capsys, name, fragment, place
+):
+  untrusted(bare_run / place)
+  (bare_run / name).write_text('import os')
+  with pytest.raises(SystemExit, match='2'):
+    untrusted(bare_run / place)
+  assert fragment in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_a_link_are_refused(bare_run, capsys):
+  (bare_run / 'checkpoints').rename(bare_run / 'elsewhere')
+  (bare_run / 'checkpoints').symlink_to(bare_run / 'elsewhere')
+  with pytest.raises(SystemExit):
+    untrusted(bare_run)
+  assert 'it is a link' in capsys.readouterr().err
