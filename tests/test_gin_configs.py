@@ -307,6 +307,23 @@ def test_the_ids_of_wudao_are_text_codes_and_residues():
   assert moe(run).num_modalities == 3
 
 
+# Runs that draw and describe pictures.
+PICTURES = [
+  name
+  for name in files('runs')
+  if any(part in name for part in ('pictures', 'emoji', 'hanzi'))
+]
+
+
+@pytest.mark.parametrize('name', PICTURES)
+def test_text_pays_for_no_image_logits_and_both_have_a_z_loss(name):
+  run = configuration.load([name], [])
+  options = run.objective.keywords['language'].keywords
+  chunks = options['num_chunks']
+  assert chunks > 1 and run.data.sequence_length % chunks == 0
+  assert options['logits_z'] == 1e-4
+
+
 @pytest.mark.parametrize('name', files('parallel'))
 def test_a_layout_has_its_axes_as_macros(name):
   names = ['models/tiny.gin', name, 'tasks/builtin.gin', 'runs/train.gin']
