@@ -121,7 +121,7 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   )
   for name, count in counts.items():
     print(f'{name}: {count:,} pictures')
-  print(picture_codes.run_flags(args.output, counts, args.patches))
+  print(picture_codes.run_flags(tokenizer, args.output, counts, args.patches))
   return 0
 
 
