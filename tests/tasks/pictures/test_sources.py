@@ -180,3 +180,8 @@ def test_a_removed_held_out_picture_leaves_no_store(folder, tmp_path):
 def test_an_unknown_name_is_refused(tmp_path):
   with pytest.raises(ValueError, match='fashion_mnist, shapes'):
     stores.prepare(['fashion'], 32, tmp_path)
+
+
+def test_a_folder_that_a_run_knows_by_a_hash_must_be_named():
+  with pytest.raises(ValueError, match='add the flag, such as --pictures ./my'):
+    stores.source_of('my_pictures_1a2b3c4d', 32)
