@@ -17,7 +17,7 @@ from moe.optim import matrices
 from moe.parallel import shardings
 from moe.planning import model_table, plan
 from moe.runs import build, training
-from moe.runs.counts import flops_of
+from moe.runs.counts import flops_of, reserved_experts
 from moe.scale import cost
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
@@ -305,6 +305,16 @@ def test_the_ids_of_wudao_are_text_codes_and_residues():
   assert model.ids.size == model.vocab_size == 152_064
   # The log has the loads of text, pictures and proteins.
   assert moe(run).num_modalities == 3
+
+
+def test_a_run_states_the_experts_that_it_reserves():
+  run = configuration.load(['runs/pictures_cpu.gin'], [])
+  wanted = {'experts_reserved_text': 4, 'experts_reserved_image': 12}
+  assert reserved_experts(run) == wanted
+  blind = configuration.load(
+    ['runs/pictures_cpu.gin', 'runs/routing_blind.gin'], []
+  )
+  assert reserved_experts(blind) == {}
 
 
 # Runs that draw and describe pictures.
