@@ -60,7 +60,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
   judge = 'passes of an independent judge over its pictures'
   text = 'score reconstructions, and show them on a page'
-  verb('tokenizer-report', text, judge_epochs=(0, f'{judge}; 0 for no judge'))
+  verb('tokenizer-report', text, judge_epochs=(12, f'{judge}; 0 for no judge'))
   text = 'write pictures as codes, with the tasks to read them'
   verb('encode', text, 'folder to write').add_argument(
     '--patches',
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     temperature=(1.0, 'of the drawn codes'),
     top_k=(0, 'draw among the likeliest codes; 0 for all'),
     seed=(0, 'seed of the draws'),
-    judge_epochs=(4, judge),
+    judge_epochs=(12, judge),
   ).add_argument(
     '--guidance',
     type=float,
@@ -121,7 +121,7 @@ def run_verb(args: argparse.Namespace, command: str) -> int:
   )
   for name, count in counts.items():
     print(f'{name}: {count:,} pictures')
-  print(picture_codes.run_flags(args.output, counts, args.patches))
+  print(picture_codes.run_flags(tokenizer, args.output, counts, args.patches))
   return 0
 
 

@@ -16,7 +16,7 @@ say "training a tokenizer in $WORKDIR/tokenizer"
   --workdir="$WORKDIR/tokenizer" --gin.TRAIN_STEPS="${2:-6000}"
 
 say "scores of the tokenizer, with an independent judge"
-"$PYTHON" -m launch.images tokenizer-report --checkpoint="$WORKDIR/tokenizer" --judge_epochs=12
+"$PYTHON" -m launch.images tokenizer-report --checkpoint="$WORKDIR/tokenizer"
 "$PYTHON" -m launch.images encode --checkpoint="$WORKDIR/tokenizer" --output="$CODES"
 
 say "training a model in $WORKDIR/model"
@@ -26,4 +26,4 @@ say "training a model in $WORKDIR/model"
   --gin.IMAGE_TOKENIZER="'$CODES/image_tokenizer.bin'"
 
 say "scores of the model"
-"$PYTHON" -m launch.images score --checkpoint="$WORKDIR/model" --judge_epochs=12
+"$PYTHON" -m launch.images score --checkpoint="$WORKDIR/model"

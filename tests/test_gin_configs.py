@@ -17,7 +17,7 @@ from moe.optim import matrices
 from moe.parallel import shardings
 from moe.planning import model_table, plan
 from moe.runs import build, training
-from moe.runs.counts import flops_of
+from moe.runs.counts import flops_of, reserved_experts
 from moe.scale import cost
 
 ROOT = pathlib.Path(__file__).parents[1] / 'gin_configs'
@@ -305,6 +305,33 @@ def test_the_ids_of_wudao_are_text_codes_and_residues():
   assert model.ids.size == model.vocab_size == 152_064
   # The log has the loads of text, pictures and proteins.
   assert moe(run).num_modalities == 3
+
+
+def test_a_run_states_the_experts_that_it_reserves():
+  run = configuration.load(['runs/pictures_cpu.gin'], [])
+  wanted = {'experts_reserved_text': 4, 'experts_reserved_image': 12}
+  assert reserved_experts(run) == wanted
+  blind = configuration.load(
+    ['runs/pictures_cpu.gin', 'runs/routing_blind.gin'], []
+  )
+  assert reserved_experts(blind) == {}
+
+
+# Runs that draw and describe pictures.
+PICTURES = [
+  name
+  for name in files('runs')
+  if any(part in name for part in ('pictures', 'emoji', 'hanzi'))
+]
+
+
+@pytest.mark.parametrize('name', PICTURES)
+def test_text_pays_for_no_image_logits_and_both_have_a_z_loss(name):
+  run = configuration.load([name], [])
+  options = run.objective.keywords['language'].keywords
+  chunks = options['num_chunks']
+  assert chunks > 1 and run.data.sequence_length % chunks == 0
+  assert options['logits_z'] == 1e-4
 
 
 @pytest.mark.parametrize('name', files('parallel'))

@@ -224,7 +224,8 @@ def of_runs(runs: Sequence[Sequence[score.Score]]) -> list[score.Score]:
 
   The interval is Student's, for the 95% confidence of the mean. Unlike the
   interval of one run, it covers the randomness of training. A score that a run
-  lacks is left out.
+  lacks is left out. Equal values have no interval: they show no variation, such
+  as the scores of a tokenizer that all runs share.
 
   Args:
     runs: the scores of each run, at least two.
@@ -240,13 +241,13 @@ def of_runs(runs: Sequence[Sequence[score.Score]]) -> list[score.Score]:
     if not all(first.name in scores for scores in by_name):
       continue
     values = [scores[first.name].value for scores in by_name]
-    error = np.std(values, ddof=1) / math.sqrt(count)
-    error = float(error * special.stdtrit(count - 1, 0.975))
-    value = float(np.mean(values))
+    value, low, high = float(np.mean(values)), None, None
+    if min(values) < max(values):
+      error = np.std(values, ddof=1) / math.sqrt(count)
+      error = float(error * special.stdtrit(count - 1, 0.975))
+      low, high = value - error, value + error
     found.append(
-      dataclasses.replace(
-        first, value=value, low=value - error, high=value + error, n=count
-      )
+      dataclasses.replace(first, value=value, low=low, high=high, n=count)
     )
   return found
 

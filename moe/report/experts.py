@@ -1,6 +1,6 @@
 """Makes figures and a table about the routers of a run, by sparse layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -55,8 +55,16 @@ class ExpertFigures(NamedTuple):
   rows: list[list[str]]
 
 
-def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
-  """Makes `ExpertFigures` from a run's records; None for a dense model."""
+def experts(
+  records: Sequence[dict[str, Any]], run: Mapping[str, Any]
+) -> ExpertFigures | None:
+  """Makes `ExpertFigures` from a run's records; None for a dense model.
+
+  Args:
+    records: the records of the run's log.
+    run: the facts in run.json. They may have the numbers of experts that are
+      reserved for each modality.
+  """
   records = [r for r in records if 'load' in r.get('layers', {})]
   if not records:
     return None
@@ -75,7 +83,7 @@ def experts(records: Sequence[dict[str, Any]]) -> ExpertFigures | None:
   return ExpertFigures(
     [(titles[name], loads(steps, load)) for name, load in by_name.items()],
     curves(steps, numbers),
-    *_table(numbers, watch, by_name),
+    *_table(numbers, watch, by_name, _is_open(run, load_SLE.shape[2])),
   )
 
 
@@ -101,17 +109,34 @@ def _numbers(
   return found
 
 
+def _is_open(run: Mapping[str, Any], experts: int) -> dict[str, np.ndarray]:
+  """Modality -> bool [E], whether its tokens may use each expert.
+
+  The first experts are reserved for the modalities, in the order of
+  `MODALITIES`; see `gates.ModalityGrouped`.
+  """
+  keys = [f'experts_reserved_{name}' for name in MODALITIES]
+  counts = [run[key] for key in keys if key in run]
+  owner_E = np.full(experts, -1)
+  owner_E[: sum(counts)] = np.repeat(np.arange(len(counts)), counts)
+  return {
+    name: (owner_E < 0) | (owner_E == number) | (number >= len(counts))
+    for number, name in enumerate(MODALITIES)
+  }
+
+
 def _table(
   numbers: dict[str, np.ndarray],
   watch: Watch,
   load_SLE: dict[str, np.ndarray],
+  is_open_E: dict[str, np.ndarray],
 ) -> tuple[list[str], list[list[str]]]:
-  # For each modality, the number of experts without a token of it.
-  unused_L = {
-    f'idle for {name}': (_last(load_SLE[f'load_{name}']).sum(0) == 0).sum(1)
-    for name in MODALITIES
-    if f'load_{name}' in load_SLE
-  }
+  # For each modality, the number of open experts without a token of it.
+  unused_L = {}
+  for name in MODALITIES:
+    if f'load_{name}' in load_SLE:
+      is_idle_LE = _last(load_SLE[f'load_{name}']).sum(0) == 0
+      unused_L[f'idle for {name}'] = (is_idle_LE & is_open_E[name]).sum(1)
   shown = [row for row in _NUMBERS if row[0] in numbers]
   heads = [head for _, _, head, _ in shown]
   header = ['sparse layer', *heads, *unused_L, 'idle experts']

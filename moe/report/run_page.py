@@ -143,7 +143,7 @@ def write_report(
     main=main,
     cards=_cards(records, evals, run, baselines, main),
     figures=_figures(records, evals, baselines, main),
-    experts=experts.experts(records),
+    experts=experts.experts(records, run),
     corpora=corpora.corpora(corpora.shares(evals[-1]['eval']))
     if evals
     else None,

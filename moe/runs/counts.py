@@ -5,16 +5,17 @@ import math
 from moe.modalities.ids import RANGES
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.runs.run import Run
+from moe.runs.run import Run, router_of
 from moe.scale import cost, orthogonal, topology
 from moe.train.program import Program
 from moe.types import MODALITIES, PyTree
 
 
 def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
-  """Returns (result of `counts_of`, peak FLOP/s of the mesh).
+  """Returns (counts, peak FLOP/s of the mesh).
 
-  The peak is None if the chip is unknown.
+  The counts are those of `counts_of` and of `reserved_experts`. The peak is
+  None if the chip is unknown.
   """
   abstract = program.abstract
   counts = counts_of(
@@ -22,7 +23,21 @@ def flops_of(run: Run, program: Program) -> tuple[dict[str, int], float | None]:
   )
   device = program.mesh.devices.flat[0]
   peak = topology.peak_flops(device.device_kind)
+  counts |= reserved_experts(run)
   return counts, peak and peak * program.mesh.size
+
+
+def reserved_experts(run: Run) -> dict[str, int]:
+  """Number of experts that a layer reserves for each modality.
+
+  A name is such as 'experts_reserved_text'. The result is {} without
+  `gates.ModalityGrouped`.
+  """
+  reserved = getattr(router_of(run), 'reserved', ())
+  return {
+    f'experts_reserved_{name}': count
+    for name, count in zip(MODALITIES, reserved, strict=False)
+  }
 
 
 def head_ids(run: Run) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Request:
   guidances: Sequence[float] = ()
   num_drawn: int = 200
   limit: int = 1500
-  judge_epochs: int = 4
+  judge_epochs: int = 12
   command: str = ''
 
   def __post_init__(self):

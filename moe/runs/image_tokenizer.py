@@ -19,6 +19,7 @@ from moe.data.cache_dir import default_cache_dir
 from moe.data.pictures import PictureReader, held_out, picture_batches
 from moe.data.store import Store, decode_record, encode_record
 from moe.modalities.image import Autoencoder
+from moe.models.decoder import Decoder
 from moe.models.functional import PictureFunctional
 from moe.runs import attempt, preflight
 from moe.runs.run import IMAGE_TOKENIZER
@@ -171,6 +172,11 @@ class ImageTokenizer:
     return self.functional.module.num_codes
 
   @property
+  def levels(self) -> tuple[int, ...]:
+    """Number of levels of each channel of a code."""
+    return tuple(self.functional.module.levels)
+
+  @property
   def grid(self) -> tuple[int, int]:
     """(rows, columns) of the codes of a picture."""
     return self.functional.module.grid(self.pixels, self.pixels)
@@ -178,13 +184,13 @@ class ImageTokenizer:
   @property
   def facts(self) -> dict[str, str]:
     """Facts about the tokenizer for a page, as texts by name."""
-    module, (height, width) = self.functional.module, self.grid
+    height, width = self.grid
     count = sum(array.size for array in jax.tree.leaves(self.params))
     return {
       'SHA-256': self.sha256,
       'picture': f'{self.pixels} x {self.pixels} pixels',
       'codes of a picture': f'{height} x {width}',
-      'codes': f'{self.num_codes:,}, levels {tuple(module.levels)}',
+      'codes': f'{self.num_codes:,}, levels {self.levels}',
       'parameters': f'{count:,}',
     }
 
@@ -230,6 +236,38 @@ class ImageTokenizer:
       return jnp.rint(255 * pixels).astype(jnp.uint8)
 
     return jax.jit(decode)
+
+
+def check_model(tokenizer: ImageTokenizer, model: Decoder) -> None:
+  """Raises ValueError unless a model has the sizes of a tokenizer.
+
+  Args:
+    tokenizer: the tokenizer that made the codes.
+    model: a model that reads or draws them.
+  """
+  height, width = tokenizer.grid
+  wanted = f'of the tokenizer, with {height} x {width} codes for a picture: set'
+  wanted += ' what `python -m launch.images encode` has printed.'
+  levels = tuple(model.code_levels)
+  if levels and levels != tokenizer.levels:
+    raise ValueError(
+      f'CODE_LEVELS={levels} must be the levels {tokenizer.levels} {wanted}'
+    )
+  tables = dict(model.extra_tables)
+  for name, least in (('row', height + 1), ('column', width + 1)):
+    if tables.get(name, least) < least:
+      raise ValueError(
+        f'EXTRA_TABLES: {name}={tables[name]} must be at least {least} because'
+        f' {wanted}'
+      )
+  # With parent=None this is not a submodule; only a size is read.
+  block = model.stack(parent=None).block(parent=None)
+  longest = block.attention(parent=None).longest_block
+  if longest < height * width:
+    raise ValueError(
+      f'LONGEST_BLOCK={longest} must be at least {height * width} because'
+      f' {wanted}'
+    )
 
 
 def _in_chunks(fn: Callable[[Array], Array], array: np.ndarray) -> np.ndarray:

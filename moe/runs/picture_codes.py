@@ -26,6 +26,8 @@ from tasks.pictures import code_tasks
 code_tasks.add(pathlib.Path(__file__).parent)
 '''
 _CHUNK = 256
+# Tokens of the shortest row of a run, and the room for a sentence in a row.
+_LEAST_LENGTH, _SENTENCE = 256, 64
 
 
 def encode(
@@ -73,11 +75,15 @@ def encode(
 
 
 def run_flags(
-  directory: str | os.PathLike, counts: Iterable[str], has_patches: bool
+  tokenizer: ImageTokenizer,
+  directory: str | os.PathLike,
+  counts: Iterable[str],
+  has_patches: bool,
 ) -> str:
   """Flags of `launch.train` for a run that draws and describes the pictures.
 
   Args:
+    tokenizer: the frozen tokenizer.
     directory: the folder that `encode` has written.
     counts: the result of `encode`.
     has_patches: whether a run reads patches in place of codes.
@@ -95,9 +101,31 @@ def run_flags(
     'TASK': repr('pictures' if more else f'{one}_both'),
     'EVAL_TASKS': repr(tuple(of_task)),
     'TRANSFORMS': f'({", ".join(transforms)})',
+    **_sizes(tokenizer, has_patches),
   }
   flags = (f'--gin.{name}={text}' for name, text in values.items())
   return ' \\\n'.join(map(shlex.quote, flags))
+
+
+def _sizes(
+  tokenizer: ImageTokenizer, has_patches: bool
+) -> dict[str, tuple | int]:
+  """Macros of a run whose pictures come from this tokenizer."""
+  height, width = tokenizer.grid
+  codes = height * width
+  # A row has room for a picture and a sentence, and for several small pictures.
+  length = max(_LEAST_LENGTH, -(-(codes + _SENTENCE) // 64) * 64)
+  found = {
+    'CODE_LEVELS': tokenizer.levels,
+    'NUM_CODES': tokenizer.num_codes,
+    'EXTRA_TABLES': (('row', height + 1), ('column', width + 1)),
+    'LONGEST_BLOCK': codes,
+    'SEQUENCE_LENGTH': length,
+    'GROUP_SIZE': 4 * length,
+  }
+  if has_patches:
+    found['PATCH_VALUES'] = tokenizer.pixels**2 // codes * 3
+  return found
 
 
 def _manifest(tokenizer: ImageTokenizer, has_patches: bool) -> dict:

@@ -160,7 +160,7 @@ def score(
   scores += [
     *_described(mean, pictures, written, wanted.agreement),
     *_overlap(mean, _references(pictures), written, borrowed),
-    *_alignment(mean, model, pictures, seen, codes),
+    *_alignment(mean, model, pictures, seen, codes, wanted.agreement),
     *_recognised(mean, model, pictures, seen),
   ]
   shown = zip(pictures.pixels, pictures.captions, written, strict=True)
@@ -240,6 +240,7 @@ def _alignment(
   pictures: HeldOut,
   seen: Seen,
   codes: np.ndarray,
+  agreement: Agreement,
 ) -> list[Score]:
   """Scores of how well the model connects sentences with pictures."""
   with_it, without = (
@@ -261,21 +262,43 @@ def _alignment(
     ids = [model.caption(text) for text in pictures.captions[part]]
     sizes = np.array([len(i) for i in ids])
     losses[part] = model.nats(seen.rows(part), ids) / sizes
-  own = np.arange(count) % RIVALS
-  true = losses[np.arange(count), own]
-  other = losses[np.arange(count), (own + 1) % RIVALS]
-  texts = np.array(pictures.captions[:count]).reshape(-1, RIVALS)
-  is_other = (texts != np.roll(texts, -1, axis=1)).ravel()
-  # If a rival has the same sentence, choosing the rival is not a mistake.
-  best = losses.min(axis=1) >= true - 1e-6
-  return [
-    mean(
-      'caption loss of the true sentence below that of another',
-      np.where(is_other, true < other, np.nan),
+  # A rival that is also true of the picture is no mistake. It may have the same
+  # name in another form of sentence.
+  is_true = _is_true(pictures.part(0, count), agreement)
+  rows, own = np.arange(count), np.arange(count) % RIVALS
+  following = (own + 1) % RIVALS
+  true, other = losses[rows, own], losses[rows, following]
+  false = np.where(is_true, np.inf, losses)
+  is_known = np.isfinite(false.min(axis=1))
+  best = false.min(axis=1) >= true - 1e-6
+  shares = {
+    'caption loss of the true sentence below that of another': np.where(
+      is_true[rows, following], np.nan, true < other
     ),
-    mean(f'sentence found among {RIVALS}', best),
+    f'sentence found among {RIVALS}': np.where(is_known, best, np.nan),
+  }
+  return [
+    *(mean(*one) for one in shares.items() if not np.isnan(one[1]).all()),
     *scores,
   ]
+
+
+def _is_true(pictures: HeldOut, agreement: Agreement) -> np.ndarray:
+  """Whether the rivals of each picture's sentence are true, [N, RIVALS].
+
+  Pictures and sentences come in parts of `RIVALS`; the sentences of a part are
+  the rivals of each other. A sentence is always true of its own picture.
+  """
+  texts, found = pictures.captions, []
+  for row, facts in enumerate(pictures.facts):
+    first = row // RIVALS * RIVALS
+    found.append(
+      [
+        text == texts[row] or bool(agreement(text, facts).get('all'))
+        for text in texts[first : first + RIVALS]
+      ]
+    )
+  return np.array(found)
 
 
 def _recognised(

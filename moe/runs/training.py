@@ -18,6 +18,7 @@ from moe.runs import (
   bucket,
   build,
   gallery,
+  image_tokenizer,
   preflight,
   results,
   trained,
@@ -171,6 +172,9 @@ def _opened(job: Job, prepare_stores: Callable[..., str]) -> attempt.Opened:
   reader, evaluations = build.open_data(
     run, program, directory, found, job.workdir
   )
+  if run.data.image_tokenizer:
+    tokenizer = image_tokenizer.load(run.data.image_tokenizer)
+    image_tokenizer.check_model(tokenizer, run.model)
   vocabulary = os.path.join(directory, VOCABULARY)
   evaluations = gallery.with_gallery(
     run, program, job.workdir, vocabulary, evaluations

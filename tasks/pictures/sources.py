@@ -29,7 +29,7 @@ _FILE_OF = {'train': 'train', 'validation': 'valid'}
 # Split -> (split of TensorFlow Datasets, number of pictures of Fashion-MNIST).
 _CLOTHES_OF = {'train': ('train', 20_000), 'validation': ('test', 1500)}
 # Each split draws each character this many times, each time with new jitter.
-_HANZI_REPEATS = {'train': 8, 'validation': 1, JUDGE: 30}
+_HANZI_REPEATS = {'train': 40, 'validation': 2, JUDGE: 30}
 # This character is drawn too, although it is rare, since textbooks show all
 # basic strokes in it.
 _FIRST_HANZI = '永'

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -54,6 +55,12 @@ def source_of(name: str, size: int) -> PictureSource:
   """
   if '/' in name:
     return sources.Folder(name, size)
+  # The end of a folder's name in the cache is a hash of its path.
+  if re.fullmatch('.+_[0-9a-f]{8}', name):
+    raise ValueError(
+      f'--pictures must name your own folder, since {name!r} has only the hash'
+      ' of its path: add the flag, such as --pictures ./my_pictures.'
+    )
   if name not in SOURCES:
     raise ValueError(
       f'PICTURES must be of {", ".join(SOURCES)} or a folder such as'

@@ -136,5 +136,7 @@ def test_the_mean_of_three_runs_has_the_interval_of_student():
   # is 4.303.
   assert (found.name, found.value, found.n, found.unit) == ('a', 2, 3, 'share')
   assert found.high - 2 == pytest.approx(4.303 / math.sqrt(3), rel=1e-3)
+  same, _ = comparison.of_runs(runs(1.5, 1.5, 1.5))
+  assert (same.value, same.low, same.high, same.n) == (1.5, None, None, 3)
   with pytest.raises(ValueError, match='Two runs at least'):
     comparison.of_runs(runs(1.0))

@@ -215,6 +215,11 @@ def test_loads_are_shown_by_modality(tmp_path):
   header, row = layer_rows(page)
   assert header[-3:] == ['idle for text', 'idle for image', 'idle experts']
   assert row[-3:] == ['2', '1', 'none']
+  # Now one expert is for text alone, and two are for images.
+  reserved = {'experts_reserved_text': 1, 'experts_reserved_image': 2}
+  (tmp_path / 'run.json').write_text(json.dumps(reserved))
+  _, row = layer_rows(run_page.write_report(tmp_path).read_text())
+  assert row[-3:] == ['0', '0', 'none']
 
 
 def test_a_table_has_a_row_for_each_layer(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from launch.configs import configuration
 from moe.checkpoint import listing
 from moe.data.store import Store
 from moe.evaluate import reconstruction
@@ -142,17 +143,55 @@ def test_a_judge_tells_what_reconstructions_keep(place):
     )
 
 
-def test_the_flags_of_a_run_name_all_that_was_encoded():
+def test_the_flags_of_a_run_name_all_that_was_encoded(place):
+  root, _ = place
+  frozen = image_tokenizer.load(root / 'run')
+  flags_of = functools.partial(picture_codes.run_flags, frozen)
   counts = {'b_8/train': 3, 'b_8/validation': 1, 'a_8/train': 2}
-  text = picture_codes.run_flags('my codes', counts, has_patches=True)
+  text = flags_of('my codes', counts, has_patches=True)
   flags = shlex.split(text.replace('\\\n', ' '))
   assert "--gin.TASK_MODULES=('my codes/picture_tasks.py',)" in flags
   assert "--gin.TASK='pictures'" in flags
   transforms = next(flag for flag in flags if 'TRANSFORMS' in flag)
   assert "('draw_a_8', @transforms.DropCondition())" in transforms
   assert "('describe_b_8', @transforms.ReadPatches())" in transforms
-  one = picture_codes.run_flags('c', {'b_8/train': 3}, has_patches=False)
-  assert 'b_8_both' in one and 'ReadPatches' not in one
+  for size in (
+    'CODE_LEVELS=(5, 5)',
+    'NUM_CODES=25',
+    "EXTRA_TABLES=(('row', 5), ('column', 5))",
+    'LONGEST_BLOCK=16',
+    'SEQUENCE_LENGTH=256',
+    'PATCH_VALUES=12',
+  ):
+    assert f'--gin.{size}' in flags
+  one = flags_of('c', {'b_8/train': 3}, has_patches=False)
+  assert 'b_8_both' in one
+  assert 'ReadPatches' not in one and 'PATCH_VALUES' not in one
+
+
+def test_a_model_with_other_sizes_than_its_tokenizer_is_refused(place):
+  root, _ = place
+  frozen = image_tokenizer.load(root / 'run')
+  sizes = {
+    'NUM_CODES': 25,
+    'CODE_LEVELS': (5, 5),
+    'EXTRA_TABLES': (('row', 5), ('column', 5)),
+    'LONGEST_BLOCK': 16,
+  }
+
+  def check(**others):
+    bound = [f'{k}={v!r}' for k, v in {**sizes, **others}.items()]
+    run = configuration.load(['runs/pictures_cpu.gin'], bound)
+    image_tokenizer.check_model(frozen, run.model)
+
+  check()
+  for others, message in (
+    ({'CODE_LEVELS': (25,)}, r'CODE_LEVELS=\(25,\) must be .* 4 x 4 codes'),
+    ({'EXTRA_TABLES': (('row', 4),)}, 'row=4 must be at least 5'),
+    ({'LONGEST_BLOCK': 15}, 'LONGEST_BLOCK=15 must be at least 16'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      check(**others)
 
 
 def test_a_perfect_tokenizer_has_perfect_scores():

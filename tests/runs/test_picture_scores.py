@@ -118,6 +118,33 @@ def test_each_kind_of_score_tells_what_a_copier_does(scores):
   assert scores['FD-own, drawn against real'].n == NUM // 2
 
 
+def test_a_rival_that_is_also_true_is_no_mistake(monkeypatch):
+  names = ['長褲', '長褲', '短靴', '短靴'] * (NUM // 4)
+  forms = ['圖中是{}', '{}'] * (NUM // 2)
+  texts = [form.format(name) for form, name in zip(forms, names, strict=True)]
+  pixels = pictures_of(1).pixels
+  facts = [{'name': name} for name in names]
+  # The model knows trousers alone, and likes short sentences.
+  nats = lambda seen, ids: np.array(
+    [[1.0 + ('長褲' not in text) + 0.1 * ('圖' in text) for (text,) in ids]]
+    * NUM
+  )
+  model = types.SimpleNamespace(caption=lambda text: [text], nats=nats)
+  monkeypatch.setattr(picture_losses, 'code_nats', code_nats)
+  below, found, *_ = picture_scores._alignment(
+    held_out_pictures.Mean('clothes', ''),
+    model,
+    HeldOut('clothes', pixels, texts, facts),
+    Seen(pixels),
+    pixels,
+    sentences.agreement,
+  )
+  # The next sentence of every second picture is true, too.
+  assert (below.value, below.n) == (0.5, NUM // 2)
+  # The model finds a true sentence for all trousers, and for no boots.
+  assert (found.value, found.n) == (0.5, NUM)
+
+
 def test_each_score_knows_which_direction_is_better(scores):
   lower = {name for name, s in scores.items() if not s.is_higher_better}
   assert {'calibration error', 'KID, drawn against real'} <= lower

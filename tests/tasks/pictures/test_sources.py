@@ -98,13 +98,14 @@ def test_the_judge_of_characters_learns_from_other_jitter(data, monkeypatch):
   source = sources.Hanzi(num_characters=2, size=32)
   made = {split: list(source.records(split)) for split in source.splits}
   names = [record['facts']['name'] for record in made['validation']]
-  assert names == ['永', '一']
-  assert len(made['judge']) > len(made['train'])
+  # 100 of the 400 sentences choose the guidance, and 200 are drawn.
+  assert names == ['永', '一', '永', '一']
   pixels = {
     split: {record['picture'].tobytes() for record in records}
     for split, records in made.items()
   }
   assert not pixels['judge'] & pixels['train']
+  assert not pixels['validation'] & pixels['train']
 
 
 def test_a_damaged_picture_is_quarantined_with_its_name(folder):
@@ -179,3 +180,8 @@ def test_a_removed_held_out_picture_leaves_no_store(folder, tmp_path):
 def test_an_unknown_name_is_refused(tmp_path):
   with pytest.raises(ValueError, match='fashion_mnist, shapes'):
     stores.prepare(['fashion'], 32, tmp_path)
+
+
+def test_a_folder_that_a_run_knows_by_a_hash_must_be_named():
+  with pytest.raises(ValueError, match='add the flag, such as --pictures ./my'):
+    stores.source_of('my_pictures_1a2b3c4d', 32)
