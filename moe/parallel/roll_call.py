@@ -5,9 +5,8 @@ naming the process. If a process dies, the others wait in their next collective.
 So every process first connects to process 0, which calls the roll. The
 connections stay open. When a process dies, the kernel closes its connection at
 once. If a machine is lost, it does not acknowledge the next sign of life, so
-TCP closes the connection within `BEAT_SECONDS` + `peer.LOST_SECONDS`. A process
-that is stopped sends no signs of life, and the others end after
-`peer.SILENT_SECONDS`.
+TCP closes the connection within `BEAT_SECONDS` + `peer.LOST_SECONDS`. A stopped
+process sends no signs of life, and the others end after `peer.SILENT_SECONDS`.
 
 A message is a line of JSON. The port is the coordinator's port plus 1 (65534
 for 65535). Messages contain no secrets. Process 0 treats an invalid message
@@ -213,8 +212,7 @@ class Hub:
       left = max(0.0, beaten + BEAT_SECONDS - begin)
       ready = [key.fileobj for key, _ in selector.select(left)]
       forgive(begin, present.values())
-      # If one process is killed, others fail. So killed processes are reported
-      # first.
+      # If one process is killed, others fail. So we report killed ones first.
       news = [(peer, peer.receive()) for peer in ready]
       for peer, messages in sorted(news, key=lambda n: n[1] is not None):
         who = self._place.name(peer.process, peer.host)
