@@ -14,6 +14,7 @@ These tasks need NumPy, so `tasks.mixtures` does not declare them: a run sets
 TASK_MODULES = ('tasks.chain_tasks',).
 """
 
+import collections
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -22,8 +23,8 @@ import numpy as np
 from moe.data.records import Feature
 from moe.modalities import protein
 from tasks import (
-  builtin,  # noqa: F401  It declares builtin_poems.
   codes,
+  poems,  # noqa: F401  It declares poems_shi.
   proteins,
   registry,
   splits,
@@ -47,17 +48,21 @@ class ChainRecords:
     Raises:
       ValueError: when the first record is read, if the file is missing.
     """
-    return map(_record, _fit(proteins.Chains().chains(split)))
+    chains = proteins.Chains().chains(split)
+    return (_record(chain) for chain in chains if not _why_unfit(chain))
+
+  def left_out(self, split: str) -> dict[str, int]:
+    """Reason -> number of the chains that `records` leaves out."""
+    reasons = map(_why_unfit, proteins.Chains().chains(split))
+    return dict(collections.Counter(filter(None, reasons)))
 
   def files_of(self, split: str) -> list[str]:
     """The files of a split, for `tasks.origin`."""
     return proteins.Chains().files_of(split)
 
 
-def _fit(chains: Iterator[protein.Chain]) -> Iterator[protein.Chain]:
-  for chain in chains:
-    if not protein.why_unfit(chain, longest=LONGEST):
-      yield chain
+def _why_unfit(chain: protein.Chain) -> str:
+  return protein.why_unfit(chain, longest=LONGEST)
 
 
 def _record(chain: protein.Chain) -> dict[str, Any]:
@@ -149,10 +154,12 @@ codes.add_task(
     'place': Feature(),
   },
 )
+# A quarter of the rows are poems, whatever the sizes of the corpora are.
 registry.add_mixture(
   'chains_and_poems',
-  ('proteins', 'proteins_3di', 'proteins_3di_at_once', 'builtin_poems'),
+  ('proteins', 'proteins_3di', 'proteins_3di_at_once', 'poems_shi'),
+  (0.2, 0.25, 0.3, 0.25),
 )
 registry.add_mixture(
-  'masked_chains_and_poems', ('proteins_masked', 'builtin_poems')
+  'masked_chains_and_poems', ('proteins_masked', 'poems_shi'), (0.75, 0.25)
 )

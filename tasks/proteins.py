@@ -153,7 +153,10 @@ class Folder:
     found = []
     for path in self._paths():
       try:
-        found.append(_File(path.name, structure_files.read(path), ''))
+        chains = structure_files.read(path)
+        if not chains:
+          raise ValueError(f'{path} must hold a chain of residues, got none.')
+        found.append(_File(path.name, chains, ''))
       except ValueError as error:
         found.append(_File(path.name, [], str(error)))
         _logger.info(f'warning: {error}')

@@ -4,7 +4,8 @@ A source has `splits` and `records(split)`, which gives dictionaries. A document
 function turns a record into text; it returns None to leave the record out. A
 corpus needs no other code, since tokenising and end marks are the same for all
 corpora. A source may also have `files_of(split)`, which gives the names of its
-files. Then its token stores are made again when a file changes.
+files. Then its token stores are made again when a file changes. If it leaves
+records out, `left_out(split)` may give reason -> number, for the manifest.
 
 This module does not use seqio and TensorFlow, which take half a minute to
 import on a slow machine. `tasks.seqio_tasks` registers the tasks with seqio.

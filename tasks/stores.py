@@ -135,6 +135,14 @@ def _origin(task_name: str, split: str) -> dict:
   return origin.record(origin.code(module)) if module else {}
 
 
+def _left_out(task_name: str, split: str) -> dict[str, dict[str, int]]:
+  """{'left_out': reason -> records that the source leaves out}, or {}."""
+  source = getattr(registry.TASKS.get(task_name), 'source', None)
+  if not hasattr(source, 'left_out'):
+    return {}
+  return {'left_out': source.left_out(split)}
+
+
 def register_tasks(names: Sequence[str] = ()) -> None:
   """Registers every declared task with seqio, which takes seconds to import.
 
@@ -274,14 +282,17 @@ def _cache(
       progress,
       ranges,
     )
-  # A store without this entry counts as outdated. So if the process is killed
-  # before this line, the store is made again.
+  left_out = _left_out(task_name, split)
+  # A store without the entry 'origin' counts as outdated. So if the process is
+  # killed before this line, the store is made again.
   path = os.path.join(directory, task_name, split, MANIFEST)
-  write_json(path, manifest | {'origin': made_of})
+  write_json(path, manifest | {'origin': made_of} | left_out)
   counts = manifest['counts']
+  reasons = left_out.get('left_out', {})
+  others = ''.join(f', {n} with {why}' for why, n in reasons.items())
   _logger.info(
     f'{name}: documents {manifest["records"]}, tokens {manifest["tokens"]},'
     f' characters {counts["chars"]}; left out: malformed'
-    f' {counts["malformed"]}, empty {counts["empty"]}'
+    f' {counts["malformed"]}, empty {counts["empty"]}{others}'
     f' ({time.monotonic() - begin:.1f} s)'
   )

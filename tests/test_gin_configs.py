@@ -295,6 +295,20 @@ def test_masked_modelling_hides_15_percent_and_3di_letters_all():
     assert [(t, m.fraction) for t, m in data.transforms] == [(task, fraction)]
 
 
+@pytest.mark.parametrize('name', ['chains_cpu', 'chains_masked_cpu'])
+def test_arms_of_chains_compute_equal_rows_of_all_tokens(name):
+  load = lambda *more: configuration.load([f'runs/{name}.gin'], more)
+  grouped, blind = load(), load('ROUTER=@gates.TopK')
+  sizes = moe(grouped).anatomy()
+  assert all(moe(r).anatomy().dispatch.is_dropless for r in (grouped, blind))
+  # No expert is idle: those that are not reserved are open to all modalities.
+  assert sizes.router.reserved == (4, 0, 10) and sizes.num_experts == 16
+  for run in (grouped, blind):
+    twin = moe(run).anatomy().dense_twin()
+    (layer,) = load('DENSE_TWIN=True').model.anatomy().period
+    assert layer.feed_forward == twin
+
+
 def test_the_ids_of_wudao_are_text_codes_and_residues():
   run = configuration.load(['runs/wudao2_pictures_v5p_2048.gin'], [])
   model = run.model

@@ -57,7 +57,8 @@ def document_bits(
     train_texts: texts to count.
     held_out_texts: texts to score.
     order: 1 for unigrams, 2 for bigrams, and so on.
-    with_end: whether the bits of the end mark are included.
+    with_end: whether end marks are predicted. If not, no end mark is scored
+      or counted, so all probability is that of characters.
 
   Returns:
     float64 [number of held-out texts].
@@ -74,20 +75,25 @@ def document_bits(
   alphabet, char = np.unique(
     np.concatenate([train, held_out]), return_inverse=True
   )
-  is_start = np.concatenate([[True], (alphabet[char] == _END)[:-1]])
+  is_end = alphabet[char] == _END
+  is_start = np.concatenate([[True], is_end[:-1]])
+  is_predicted = np.full(char.size, True) if with_end else ~is_end
+  num_train = np.count_nonzero(is_predicted[: train.size])
   # `context` has for each place the id of the n-gram that ends before it. Ids
   # are numbered anew when the context grows by a character, so that an id and a
   # character together fit 64 bits.
   context = np.zeros(char.size, np.int64)
-  prob = np.full(held_out.size, 1.0 / NUM_SYMBOLS)
+  is_scored = is_predicted[train.size :]
+  prob = np.full(np.count_nonzero(is_scored), 1.0 / NUM_SYMBOLS)
   for _ in range(order):
     keys, gram = np.unique(context * alphabet.size + char, return_inverse=True)
-    prob = _interpolate(prob, context, gram, train.size)
+    prob = _interpolate(
+      prob, context[is_predicted], gram[is_predicted], num_train
+    )
     context = np.where(is_start, keys.size, np.roll(gram, 1))
   begins = np.flatnonzero(is_start[train.size :])
-  bits = -np.log2(prob)
-  if not with_end:
-    bits[held_out == _END] = 0
+  bits = np.zeros(held_out.size)
+  bits[is_scored] = -np.log2(prob)
   return np.add.reduceat(bits, begins)
 
 

@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 
+import numpy as np
 import pytest
 
 from moe.evaluate.ngram import (
@@ -14,6 +15,7 @@ from moe.evaluate.ngram import (
   document_bits,
   ngram_bits,
 )
+from tests import protein_data
 
 DATA = pathlib.Path(
   os.environ.get(
@@ -31,12 +33,21 @@ def test_unigram_is_worked_by_hand():
   assert ngram_bits(['ab'], ['ab'], 1) == pytest.approx(expected, rel=1e-12)
 
 
-def test_bits_of_a_text_may_leave_its_end_mark_out():
+def test_bits_of_each_text_include_its_end_mark():
   bit = -math.log2((1 + 3 / NUM_SYMBOLS) / 6)
   found = document_bits(['ab'], ['ab', 'a'], 1)
   assert found.tolist() == pytest.approx([3 * bit, 2 * bit], rel=1e-12)
-  found = document_bits(['ab'], ['ab', 'a'], 1, with_end=False)
-  assert found.tolist() == pytest.approx([2 * bit, bit], rel=1e-12)
+
+
+def test_an_end_mark_that_is_not_predicted_has_no_probability():
+  # Training has a and b once each: P = (1 + 2 / NUM_SYMBOLS) / (2 + 2).
+  bit = -math.log2((1 + 2 / NUM_SYMBOLS) / 4)
+  found = document_bits(['ab'], ['ab', 'a', ''], 1, with_end=False)
+  assert found.tolist() == pytest.approx([2 * bit, bit, 0], rel=1e-12)
+  # In training, b alone follows a, and nothing else ever follows b.
+  found = document_bits(['ab'], ['ab'], 2, with_end=False)
+  begin = (1 + 2**-bit) / 2  # P(a | begin mark) and P(b | a).
+  assert found.tolist() == pytest.approx([-2 * math.log2(begin)], rel=1e-12)
 
 
 def test_bigram_is_worked_by_hand():
@@ -124,6 +135,17 @@ def test_poems_give_the_published_baselines_in_half_a_minute(
   begin = time.process_time()
   assert round(ngram_bits(*poems, order), 2) == bits
   assert time.process_time() - begin < 30
+
+
+@protein_data.has_data
+@pytest.mark.parametrize(('order', 'bits'), [(1, 4.234), (3, 4.249)])
+def test_residues_have_the_bits_of_their_letters_alone(order, bits):
+  train, held_out = (
+    np.load(protein_data.FOLDER / f'chains_{split}.npz')['seq'].tolist()
+    for split in ('train', 'valid')
+  )
+  found = document_bits(train, held_out, order, with_end=False)
+  assert round(found.sum() / sum(map(len, held_out)), 3) == bits
 
 
 def test_a_trigram_writes_what_can_follow():

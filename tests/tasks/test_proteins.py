@@ -120,6 +120,21 @@ def test_a_folder_of_structures_becomes_stores(tmp_path):
   assert 'broken.cif' in [entry.get('file') for entry in bad]
 
 
+WATER = (
+  'HETATM    1  O   HOH A   1       0.000   0.000   0.000  1.00  0.00'
+  '           O  \nEND\n'
+)
+
+
+def test_a_file_without_a_chain_is_listed_with_the_reason(tmp_path):
+  structure('A' * 30, tmp_path / 'chain.pdb')
+  (tmp_path / 'water.pdb').write_text(WATER)
+  folder = proteins.Folder(str(tmp_path))
+  bad = [entry for split in folder.splits for entry in folder.unreadable(split)]
+  assert [entry['file'] for entry in bad] == ['water.pdb']
+  assert 'must hold a chain' in bad[0]['error']
+
+
 def test_a_folder_with_one_file_is_for_training(tmp_path):
   names = (f'{number}.pdb' for number in range(1000))
   name = next(n for n in names if splits.by_hash(n) == 'validation')
