@@ -15,7 +15,8 @@ from moe.modalities import similarity, torsions
 from moe.modalities.protein import Chain
 
 # A chain is novel if its best alignment with a training chain scores less than
-# this, see `Nearest.score`.
+# this, see `Nearest.score`. Local alignments never score less, so they would
+# make no further chain novel.
 NOVEL_BELOW = 60
 
 

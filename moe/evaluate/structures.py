@@ -15,6 +15,8 @@ from moe.modalities.protein import Chain
 CONTACT = 8.0
 _CUTOFF = 15.0
 _GDT = (1.0, 2.0, 4.0, 8.0)
+# Number of fits that refine the best superposition of the TM-score.
+_REFINEMENTS = 20
 
 
 def _distances(points: np.ndarray) -> np.ndarray:
@@ -61,20 +63,22 @@ def lddt_by_residue(points: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 
 def superpose(
-  points: np.ndarray, true: np.ndarray, chosen: np.ndarray | None = None
+  points: np.ndarray, true: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
-  """Rotates and shifts all points so that the chosen ones fit `true` best.
+  """Rotates and shifts all points so that they fit `true` best.
 
   Kabsch (1976), https://doi.org/10.1107/S0567739476001873.
 
   Args:
     points: [I, 3].
     true: [I, 3].
-    chosen: indices of the points that must fit; None for all.
+    weights: [I], weight of the squared distance of each point; None for equal
+      ones.
   """
-  chosen = slice(None) if chosen is None else chosen
-  centre, true_centre = points[chosen].mean(axis=0), true[chosen].mean(axis=0)
-  product = (points[chosen] - centre).T @ (true[chosen] - true_centre)
+  weights = np.ones(len(points)) if weights is None else weights
+  share = (weights / weights.sum())[:, None]
+  centre, true_centre = (points * share).sum(axis=0), (true * share).sum(axis=0)
+  product = (share * (points - centre)).T @ (true - true_centre)
   left, _, right = np.linalg.svd(product)
   turn = np.diag([1, 1, np.sign(np.linalg.det(left @ right))])
   return (points - centre) @ left @ turn @ right + true_centre
@@ -111,15 +115,16 @@ def _fits(points: np.ndarray, true: np.ndarray) -> Iterator[np.ndarray]:
   parts = sorted({size, size // 2, size // 4, min(size, 8)}, reverse=True)
   for part in (p for p in parts if p >= 4):
     for begin in range(0, size - part + 1, max(1, part // 2)):
-      chosen = np.arange(begin, begin + part)
+      place = np.arange(size)
+      chosen = (begin <= place) & (place < begin + part)
       for _ in range(12):
         moved = superpose(points, true, chosen)
         apart = np.linalg.norm(moved - true, axis=-1)
         yield apart
-        limit, nearer = reach, np.flatnonzero(apart < reach)
-        while len(nearer) < 3:  # Fewer points do not determine a rotation.
+        limit, nearer = reach, apart < reach
+        while nearer.sum() < 3:  # Fewer points do not determine a rotation.
           limit += 0.5
-          nearer = np.flatnonzero(apart < limit)
+          nearer = apart < limit
         if np.array_equal(nearer, chosen):
           break
         chosen = nearer
@@ -129,13 +134,24 @@ def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
   """(TM-score, GDT_TS), both from 0 to 1, without an alignment of sequences.
 
   Each score is the best over many superpositions. GDT_TS takes the best
-  superposition for each of its thresholds 1, 2, 4 and 8 Angstrom.
+  superposition for each of its thresholds 1, 2, 4 and 8 Angstrom. The best one
+  of the TM-score is refined: short chains have a small distance scale, and no
+  set of near points has the right superposition.
   """
   scale = tm_scale(len(true))
-  tm, counts = 0.0, np.zeros(len(_GDT))
+  terms = lambda apart: 1 / (1 + (apart / scale) ** 2)
+  best, counts = np.full(len(true), np.inf), np.zeros(len(_GDT))
   for apart in _fits(points, true):
-    tm = max(tm, float(np.mean(1 / (1 + (apart / scale) ** 2))))
+    best = max(best, apart, key=lambda x: terms(x).sum())
     counts = np.maximum(counts, [np.mean(apart <= t) for t in _GDT])
+  tm = float(terms(best).mean())
+  # A term is a convex function of the squared distance, with the slope
+  # -term^2 / scale^2. So no fit with the weights term^2 has a lower score. The
+  # score is 0 if no part of the chain is long enough for a fit.
+  for _ in range(_REFINEMENTS if tm > 0 else 0):
+    moved = superpose(points, true, terms(best) ** 2)
+    best = np.linalg.norm(moved - true, axis=-1)
+    tm = max(tm, float(terms(best).mean()))
   return tm, float(counts.mean())
 
 

@@ -1,10 +1,10 @@
 """Folding: predicting the structures of protein chains from their residues.
 
 Most losses are from AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
-https://doi.org/10.1038/s41586-021-03819-2). Two are added: a smooth lDDT, and
-the distances between residues that are close in the sequence. With FAPE alone a
-chain may collapse. The atoms of a side chain that the true structure lacks have
-no loss.
+https://doi.org/10.1038/s41586-021-03819-2). Three are added: a smooth lDDT, the
+distances between residues that are close in the sequence, and narrow bounds on
+the distances of neighbours. With FAPE alone a chain may collapse. The atoms of
+a side chain that the true structure lacks have no loss.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ from moe import axes, bounds
 from moe.modalities import residues, rigid, torsions
 from moe.modalities.rigid import Rigid
 from moe.models.functional import Folded, FoldingFunctional
+from moe.objectives import folding_metrics, violations
 from moe.objectives import structure_losses as losses
-from moe.objectives import violations
-from moe.objectives.objective import Facts, Measure, Objective
+from moe.objectives.objective import Objective
 from moe.types import Array, Batch, Field, Pair, PyTree
 
 # Terms that are averaged over chains.
@@ -28,6 +28,7 @@ _OF_CHAINS = (
   'distogram',
   'smooth_lddt',
   'local_distances',
+  'neighbours',
   'fape',
   'all_atom_fape',
   'torsions',
@@ -39,15 +40,6 @@ _OF_CHAINS = (
 _OF_TOKENS = ('load_balance', 'router_z')
 
 
-def _mean_lddt(sums: dict[str, Pair], facts: Facts) -> float:
-  del facts
-  total, weight = sums['lddt']
-  return float(total / np.maximum(weight, 1e-9))
-
-
-LDDT = Measure('lddt', 'lDDT', _mean_lddt, is_higher_better=True)
-
-
 @dataclasses.dataclass(frozen=True)
 class Factors:
   """Coefficients of the loss terms; a coefficient of 0 turns a term off.
@@ -57,6 +49,7 @@ class Factors:
     smooth_lddt: 1 - smooth lDDT of CA atoms.
     local_distances: error of distances between backbone atoms of residues that
       are close in the sequence.
+    neighbours: wrong distances CA-CA and C-N of neighbours.
     fape: FAPE of backbone frames, averaged over the layers of the structure
       module.
     all_atom_fape: FAPE of all atoms after the last layer.
@@ -72,6 +65,7 @@ class Factors:
   distogram: float = 0.5
   smooth_lddt: float = 1.0
   local_distances: float = 0.5
+  neighbours: float = 1.0
   fape: float = 1.0
   all_atom_fape: float = 0.0
   torsions: float = 0.5
@@ -131,7 +125,7 @@ def folding(
       anything else.
 
   Returns:
-    The objective. Its score is the mean lDDT of CA atoms.
+    The objective. Its score is `folding_metrics.SCORE`.
   """
   factors = factors or Factors()
   bounds.at_least(0, 'RECYCLES', recycles, '0 reads no result again')
@@ -198,7 +192,7 @@ def folding(
     loss,
     _weights,
     dataclasses.asdict(factors),
-    LDDT,
+    folding_metrics.SCORE,
     update,
     'residues',
     lambda batch: int(np.count_nonzero(batch['valid'])),
@@ -296,7 +290,12 @@ def terms(
     'aligned_errors': lambda: _error_loss(
       found.errors, (frames, true_frames), (ca, true_ca), known
     ),
-    'violations': lambda: _violations(codes, numbers, found.atoms, batch),
+    'neighbours': lambda: violations.neighbour_distances(
+      codes, batch, found.atoms
+    ),
+    'violations': lambda: violations.loss(
+      codes, batch, found.atoms, factors.all_atom_fape > 0
+    ),
     'all_atom_fape': lambda: _all_atom_fape(
       found, batch, true_frames, is_clamped
     ),
@@ -311,15 +310,10 @@ def terms(
       is_known,
     )
     used |= {'torsions': error, 'torsion_lengths': length}
-  step = jnp.sqrt(jnp.sum(jnp.square(ca[:, 1:] - ca[:, :-1]), axis=-1) + 1e-8)
-  is_next = known[:, 1:] & known[:, :-1]
-  is_next &= numbers[:, 1:] - numbers[:, :-1] == 1
-  metrics = {
-    'lddt': losses.lddt(ca, true_ca, known),
-    'lddt_far': losses.lddt(ca, true_ca, known, least_separation=12),
-    'ca_step': losses.mean(step, is_next),
-    'predicted_lddt': losses.mean(losses.expected_plddt(found.plddt), known),
-  }
+  metrics = folding_metrics.metrics(numbers, ca, true_ca, known)
+  metrics['predicted_lddt'] = losses.mean(
+    losses.expected_plddt(found.plddt), known
+  )
   return used, metrics
 
 
@@ -342,24 +336,6 @@ def _error_loss(
     logits, losses.error_bins(error, logits.shape[-1])
   )
   return losses.mean(nats, known[..., :, None] & known[..., None, :], 2)
-
-
-def _violations(
-  codes: Array, numbers: Array, atoms: Array, batch: Batch
-) -> Array:
-  """The loss [B] of wrong bonds and of clashes.
-
-  A side chain that the true structure lacks does not count, since no other loss
-  trains it.
-  """
-  is_backbone = jnp.arange(residues.ATOM14) < len(residues.BACKBONE)
-  has_side_chain = batch['mask'][..., 4:].any(axis=-1, keepdims=True)
-  there = jnp.asarray(residues.residues().mask)[codes]
-  mask = there & (has_side_chain | is_backbone)
-  mask &= batch['valid'][..., None]
-  bonds, _ = violations.bond_violations(codes, numbers, atoms, mask)
-  clash, _ = violations.clashes(codes, numbers, atoms, mask)
-  return losses.mean(bonds, batch['valid']) + clash
 
 
 def _all_atom_fape(

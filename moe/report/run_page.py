@@ -55,11 +55,12 @@ _BITS = Main(
   ' noise and dropped tokens; evaluation on held-out documents drops nothing.',
 )
 _LDDT = Main(
-  'lddt',
-  'lDDT',
-  'lDDT',
-  'The mean lDDT of CA atoms over chains. The training curve has crops, with a'
-  ' random number of recycling passes; evaluation has whole chains.',
+  'lddt_mean',
+  'mean of lDDT and far lDDT',
+  'Mean of lDDT and far lDDT',
+  'The lDDT of CA atoms, and that of residues at least 12 apart, as means over'
+  ' chains. The mean of both ranks checkpoints.\nThe training curve has crops,'
+  ' with a random number of recycling passes; evaluation has whole chains.',
   is_higher_better=True,
 )
 # The small figures: (key of a record, title, format of the ticks, scale).
@@ -84,14 +85,19 @@ _SMALL = (
 _FOLDING = tuple(
   (key, title, '{x:g}', 'fit')
   for key, title in (
+    ('lddt', 'lDDT'),
     ('lddt_far', 'lDDT of residues at least 12 apart'),
     ('ca_step', 'Distance of neighbouring CA atoms [Å]'),
+    ('ca_steps_off', 'Share of these outside 3.6 to 4.0 Å'),
+    ('ca_clashes', 'Share of other CA pairs below 3 Å'),
+    ('mirror_is_worse', 'Share of chains whose mirror image fits worse'),
     ('predicted_lddt', 'Predicted lDDT'),
     ('fape', 'FAPE of backbone frames [10 Å]'),
     ('all_atom_fape', 'FAPE of all atoms [10 Å]'),
     ('distogram', 'Distogram [nats]'),
     ('smooth_lddt', '1 - smooth lDDT'),
     ('local_distances', 'Local distances'),
+    ('neighbours', 'Wrong CA-CA and C-N of neighbours [Å]'),
     ('torsions', 'Torsion angles'),
     ('torsion_lengths', 'Lengths of torsion vectors'),
     ('plddt', 'Cross-entropy of pLDDT [nats]'),
@@ -134,7 +140,7 @@ def write_report(
   evals = record_log.read(workdir / 'eval.jsonl')
   run = _json(workdir / 'run.json', {})
   baselines = _baselines(_json(workdir / 'baselines.json', {}), evals)
-  main = _LDDT if _LDDT.key in records[-1] else _BITS
+  main = _LDDT if 'lddt' in records[-1] else _BITS
   page = templates.render(
     'run_page.html',
     title=workdir.resolve().name,

@@ -106,6 +106,43 @@ def test_the_scores_of_tm_align_are_reproduced():
     assert terms.sum() / length == pytest.approx(known, abs=1e-9)
 
 
+# CA atoms of models 1 and 2 of the entry 1l2y of the Protein Data Bank.
+TRP_CAGE = np.array("""
+  -8.608  3.135 -1.618   -4.923  4.002 -2.452   -3.690  2.738  0.981
+  -5.857 -0.449  0.613   -4.122 -1.167 -2.743   -0.716 -0.631 -0.993
+  -1.641 -2.932  1.963   -3.024 -5.791 -0.269    0.466 -6.016 -1.905
+   2.060 -6.618  1.593    2.626 -2.967  2.723    6.333 -2.533  3.806
+   7.049 -6.179  2.704    6.389 -5.315 -1.015    9.451 -3.116 -1.870
+   7.289  0.084 -2.054    6.782  3.088  0.345    3.287  4.031  1.686
+   1.185  6.543 -0.353    0.852 10.027  1.285
+
+  -7.682  6.025 -0.010   -5.020  4.162 -2.130   -3.537  2.636  1.105
+  -5.914 -0.393  0.686   -4.253 -1.225 -2.692   -0.791 -0.749 -1.090
+  -1.701 -3.105  1.831   -2.916 -5.759 -0.732    0.739 -5.926 -1.971
+   1.973 -6.740  1.632    2.505 -3.133  2.918    6.148 -2.595  4.163
+   7.056 -6.106  2.818    6.302 -5.007 -0.834    9.445 -2.839 -1.497
+   7.267  0.167 -2.623    6.871  2.981  0.038    3.403  3.904  1.495
+   1.125  6.268 -0.557    0.696  9.699  1.148
+""".split(), float).reshape(2, 20, 3)  # fmt: skip
+
+
+def test_the_tm_score_of_us_align_is_reached():
+  # biotite (tests/structure/data/tm/tm_scores.json) has US-align's score of
+  # model 2 as it lies in the file.
+  true, points = TRP_CAGE
+  apart = np.linalg.norm(points - true, axis=-1)
+  terms = 1 / (1 + (apart / structures.tm_scale(20)) ** 2)
+  assert terms.mean() == pytest.approx(0.6979, abs=1e-4)
+  # The best superposition scores at least as much. No set of near points gives
+  # it, since the distance scale is only 0.5 Angstrom.
+  tm, _ = structures.tm_and_gdt(moved(points), true)
+  assert tm == pytest.approx(0.7086, abs=1e-3)
+
+
+def test_a_chain_that_is_too_short_to_fit_has_no_score():
+  assert structures.tm_and_gdt(walk(3), walk(3)) == (0, 0)
+
+
 @protein_data.has_data
 @pytest.mark.parametrize('size', [129, 14])
 def test_a_protein_has_perfect_scores_wherever_it_is(size):
