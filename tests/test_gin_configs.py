@@ -34,6 +34,7 @@ WIRING = {
   'runs/image_tokenizer.gin',
   'runs/pictures.gin',
   'runs/patches.gin',
+  'runs/pictures_larger.gin',
   *(f'runs/routing_{n}.gin' for n in ('blind', 'grouped', 'limoe')),
   'runs/folding.gin',
 }
@@ -69,6 +70,7 @@ NUM_DEVICES = {
     'hanzi',
     'pictures',
     'pictures_poems',
+    'pictures_recipe',
     'poems',
     'poems_recipe',
     'verse',

@@ -195,6 +195,32 @@ class ModalityGrouped(Wrapper):
         ' reserve more for it, or fewer for others.'
       )
 
+  def update(self, state: State) -> State:
+    """Updates the state of each modality's experts by itself.
+
+    So the bias of an expert depends on the loads of the experts that see the
+    same tokens. With one mean load over all experts, the biases of a modality
+    with many tokens would all fall alike. If some experts are open to all
+    modalities, or if the router adds experts, all experts are updated together.
+    """
+    sizes = {a.shape[-1] for name, a in state.items() if name.endswith('_E')}
+    if sizes != {sum(self.reserved)}:
+      return self.inner.update(state)
+    parts, first = [], 0
+    for count in self.reserved:
+      of_modality = {
+        name: a[..., first : first + count] if name.endswith('_E') else a
+        for name, a in state.items()
+      }
+      parts.append(self.inner.update(of_modality))
+      first += count
+    return {
+      name: jnp.concatenate([part[name] for part in parts], axis=-1)
+      if name.endswith('_E')
+      else parts[0][name]
+      for name in state
+    }
+
   def route(
     self, inputs: RouterInputs, state: State, keys_G: Array, train: bool
   ) -> RoutingPlan:

@@ -49,6 +49,29 @@ def test_without_copies_a_token_has_no_weight_of_its_own():
   assert plan.own_weight_GM is None
 
 
+@pytest.mark.parametrize(
+  ('reserved', 'wanted'),
+  [
+    # Each modality has a mean of its own: 5 rows, and 1 row.
+    ((2, 2), [-0.5, 0.5, -0.5, 0.5]),
+    # All modalities may use the last two experts. The mean load is 3 rows.
+    ((1, 1), [-0.5, -0.5, 0.5, 0.5]),
+  ],
+)
+def test_a_bias_balances_the_experts_of_a_modality(reserved, wanted):
+  make = P(gates.Sigmoid, bias_rate=0.5)
+  router = gates.ModalityGrouped(2, router=make, reserved=reserved)
+  state = {
+    'bias_E': np.zeros((1, 4), np.float32),
+    'load_E': np.float32([[6, 4, 2, 0]]),
+  }
+  after = router.update(state)
+  np.testing.assert_array_equal(after['bias_E'], [wanted])
+  np.testing.assert_array_equal(after['load_E'], np.zeros((1, 4)))
+  slow = gates.ModalityGrouped(2, router=gates.Quantile, reserved=(2, 2))
+  assert slow.update(slow.init_state(4))['tokens'].shape == ()
+
+
 def test_a_bias_does_not_open_an_expert_of_another_modality():
   router = gates.ModalityGrouped(2, router=gates.Sigmoid, reserved=(2, 2))
   state = {

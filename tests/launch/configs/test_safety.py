@@ -16,6 +16,7 @@ LOADING = {
   for name in (
     'chains_cpu', 'chains_masked_cpu', 'emoji_cpu', 'fashion_pictures',
     'hanzi_cpu', 'pictures_cpu', 'pictures_gpu', 'pictures_poems_cpu',
+    'pictures_recipe_cpu',
   )
 }  # fmt: skip
 
