@@ -33,6 +33,9 @@ _MISTAKES = {
   errno.ESPIPE,
   errno.EXDEV,
 }
+# Words of errors without such a number. A collective fails with Gloo in its
+# text; TensorStore's text begins with the code of the answer.
+_WORDS = re.compile('Gloo|^(UNAVAILABLE|DEADLINE_EXCEEDED)')
 
 
 class Outage(ValueError):
@@ -61,7 +64,8 @@ def is_outage(error: BaseException) -> bool:
     number = system_error(link)
     if isinstance(number, int) and number > 0:
       return number not in _MISTAKES
-    if isinstance(link, ConnectionError | TimeoutError):
+    is_known = isinstance(link, ConnectionError | TimeoutError)
+    if is_known or _WORDS.search(str(link)):
       return True
     hidden = None if link.__suppress_context__ else link.__context__
     link = link.__cause__ or hidden

@@ -48,6 +48,13 @@ def test_a_cause_that_the_code_hides_does_not_count():
   assert not outages.is_outage(error)
 
 
+@pytest.mark.parametrize(
+  'text', ['Gloo AllReduce failed: closed by peer', 'UNAVAILABLE: no answer']
+)
+def test_a_network_that_fails_is_an_outage(text):
+  assert outages.is_outage(ValueError(text))
+
+
 def test_a_lost_connection_is_an_outage_also_without_a_number():
   assert outages.is_outage(TimeoutError())
   assert outages.is_outage(raised(ValueError(), outages.Outage('the bucket')))

@@ -78,7 +78,7 @@ def check(
   except FileNotFoundError:
     return [f'{NAME} is missing']
   except (OSError, ValueError) as error:
-    _raise_if_it_may_pass(error)
+    raise_if_it_may_pass(error)
     return [f'{NAME} is damaged ({error})']
   names = sorted(manifest)[share[0] :: share[1]]
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -131,7 +131,7 @@ def _compare(directory: epath.Path, name: str, manifest: dict) -> str | None:
   except FileNotFoundError:
     return f'{name} is missing'
   except (OSError, ValueError) as error:
-    _raise_if_it_may_pass(error)
+    raise_if_it_may_pass(error)
     return f'{name} cannot be read ({error})'
   if found_length != length:
     return f'{name} has {found_length} bytes instead of {length}'
@@ -140,7 +140,7 @@ def _compare(directory: epath.Path, name: str, manifest: dict) -> str | None:
   return None
 
 
-def _raise_if_it_may_pass(error: Exception) -> None:
+def raise_if_it_may_pass(error: Exception) -> None:
   """Raises the error of a sound file that cannot be read at present.
 
   EIO is no such error, since a bad sector causes it each time.

@@ -303,8 +303,9 @@ def damage(
     return found
   try:
     _stored_tree(step_directory)
-  # Orbax and TensorStore raise many kinds of errors; each one means damage.
+  # Orbax and TensorStore raise many kinds of errors; nearly all mean damage.
   except Exception as error:  # noqa: BLE001
+    integrity.raise_if_it_may_pass(error)
     reason = ' '.join(str(error).split())[:200] or type(error).__name__
     return [f'state cannot be opened ({reason})']
   return []
