@@ -21,8 +21,7 @@ from moe.types import Array, PyTree
 
 _LOG = logging.getLogger(__name__)
 
-# Arrays are read in groups of at most this many bytes, so all arrays of a small
-# model are read together. A larger array is read alone.
+# Arrays are read in groups of at most so many bytes, and a larger one alone.
 GROUP_BYTES = 64 * 2**20
 
 # Pairs of (pattern, stored name). The pattern is a regular expression that must
