@@ -1,7 +1,5 @@
 """Makes vocabularies and token stores that are missing or out of date."""
 
-import contextlib
-import fcntl
 import logging
 import os
 import pathlib
@@ -13,7 +11,14 @@ from moe.data import cache
 from moe.data.store import MANIFEST, MIXTURE, VOCABULARY, is_store
 from moe.data.text_file import read_texts
 from moe.modalities.text import Vocabulary, train_vocabulary
-from tasks import modules, origin, outdated, registry, tensorflow_log
+from tasks import (
+  modules,
+  origin,
+  outdated,
+  registry,
+  store_lock,
+  tensorflow_log,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +75,7 @@ def prepare(
       registry.allow_malformed(task, max_bad_fraction)
   register_tasks([task for task, _ in wanted])
   parts = [part for pair in wanted for part in _parts(*pair)]
-  with _locked(directory):
+  with store_lock.held(directory):
     _prepare_vocabulary(directory, first, vocabulary, vocab_size)
     for task, _ in wanted:
       _prepare_mixture(directory, task)
@@ -108,23 +113,6 @@ def make_vocabulary(
   register_tasks([task])
   cache.tasks_with(task, 'train')
   return train_vocabulary(_texts(task), size, output, model_type)
-
-
-@contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
-  """Holds a lock, so that only one process at a time writes to a directory."""
-  cache_dir, name = os.path.split(directory)
-  try:
-    os.makedirs(cache_dir, exist_ok=True)
-    lock = open(os.path.join(cache_dir, f'.{name}.lock'), 'w')
-  except OSError as error:
-    raise ValueError(
-      f'The cache directory {cache_dir} must be writable, got {error.strerror}:'
-      ' choose another one with --cache_dir or $WUDAO_CACHE.'
-    ) from error
-  with lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
 
 
 def _origin(task_name: str, split: str) -> dict:
