@@ -2,9 +2,10 @@
 
 A store lies in <cache_dir>/proteins/<name>_<longest>/<split>. Each record holds
 the arrays of one centred chain; see `moe.modalities.protein.record_of`. Unfit
-chains are left out. `quarantine.json` lists them, and files that cannot be
-read, with the reason. The manifest of a held-out split has the highest identity
-of one of its chains with a training chain.
+chains are left out, and so are files that cannot be read or have no chain.
+`quarantine.json` lists them with the reason, and the manifest counts them. The
+manifest of a held-out split has the highest identity of one of its chains with
+a training chain.
 """
 
 import collections
@@ -28,6 +29,8 @@ from tasks import origin, source_stores, splits, text_files
 _logger = logging.getLogger(__name__)
 
 _FILE_OF = {'train': 'train', 'validation': 'valid'}
+# Why a file is left out.
+_NO_CHAIN, _UNREADABLE = 'no protein chain in the file', 'an unreadable file'
 
 
 class ChainSource(Protocol):
@@ -39,7 +42,7 @@ class ChainSource(Protocol):
     """The chains of a split."""
 
   def unreadable(self, split: str) -> list[dict[str, str]]:
-    """The 'file' and 'error' of each unreadable file of a split."""
+    """The 'file' and 'error' of each file of a split without a chain."""
 
   def files_of(self, split: str) -> list[str]:
     """The files that a split depends on, for `tasks.origin`."""
@@ -87,7 +90,7 @@ class Chains:
 
 
 class _File(NamedTuple):
-  """A file of a user's folder; `error` is '' if it could be read."""
+  """A file of a user's folder; `error` is '' if it has chains."""
 
   name: str
   chains: list[Chain]
@@ -118,7 +121,7 @@ class Folder:
       yield from file.chains
 
   def unreadable(self, split: str) -> list[dict[str, str]]:
-    """The 'file' and 'error' of each unreadable file of a split."""
+    """The 'file' and 'error' of each file of a split without a chain."""
     return [
       {'file': file.name, 'error': file.error}
       for file in self._of(split)
@@ -154,9 +157,7 @@ class Folder:
     for path in self._paths():
       try:
         chains = structure_files.read(path)
-        if not chains:
-          raise ValueError(f'{path} must hold a chain of residues, got none.')
-        found.append(_File(path.name, chains, ''))
+        found.append(_File(path.name, chains, '' if chains else _NO_CHAIN))
       except ValueError as error:
         found.append(_File(path.name, [], str(error)))
         _logger.info(f'warning: {error}')
@@ -180,7 +181,8 @@ def splits_of(files: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
 
   Similar files make a cluster: each is similar to another one in the cluster.
   The name of the first file in a cluster decides the split. If this holds out
-  all files of a small folder, all are in 'train' instead.
+  all chains of a small folder, all are in 'train' instead. Files without chains
+  are in 'train', since its store is always made and lists them.
 
   Args:
     files: (name, sequences of the chains) of each file.
@@ -201,8 +203,10 @@ def splits_of(files: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     share = similarity.identity(sequences[one], sequences[two])
     if share >= similarity.SIMILAR:
       firsts[high] = low
-  found = [splits.by_hash(files[first(n)][0]) for n in range(len(files))]
-  return found if 'train' in found else ['train'] * len(files)
+  chosen = {n: splits.by_hash(files[first(n)][0]) for n in owners}
+  if 'train' not in chosen.values():
+    return ['train'] * len(files)
+  return [chosen.get(number, 'train') for number in range(len(files))]
 
 
 def all_of(directory: str) -> list[Chain]:
@@ -268,6 +272,10 @@ def _write(
         yield protein.record_of(protein.centred(chain))
 
   made = list(records())
+  without = source.unreadable(split)
+  for one in without:
+    is_empty = one['error'] == _NO_CHAIN
+    reasons[_NO_CHAIN if is_empty else _UNREADABLE] += 1
   # In a small folder, perhaps no file is held out. Then no store is made for
   # the split.
   if not made and split != 'train':
@@ -292,6 +300,5 @@ def _write(
     highest = similarity.highest_identity(sequences, others)
     manifest['highest_identity'] = highest
     said += f'; highest identity with a training chain {highest:.1%}'
-  bad = left_out + source.unreadable(split)
-  source_stores.write(directory, made, manifest, bad)
+  source_stores.write(directory, made, manifest, left_out + without)
   _logger.info(said)

@@ -105,7 +105,7 @@ def _chains(
       # Molecules that are no polymer have no number in the sequence.
       chain = chain[chain.res_id > 0]
       found = _numbered(label, chain, whole.get(chain_id))
-    if found is not None and found.codes.size > 1:
+    if found is not None:
       yield found
 
 
@@ -164,8 +164,11 @@ def _numbered_by_bonds(label: str, chain) -> Chain | None:
   for before, one in zip(kept, kept[1:], strict=False):
     gap = int(one.res_id[0]) - int(before.res_id[0])
     # A bound residue gets the next number. The file's numbers count only at a
-    # gap, since an insertion repeats them.
-    numbers.append(numbers[-1] + (1 if _is_bound(before, one) else max(1, gap)))
+    # gap, since an insertion repeats them. Where C and N are too far apart for
+    # a bond, a residue is missing, even if the file's numbers have no gap.
+    least = 2 if _bond(before, one) is not None else 1
+    step = 1 if _is_bound(before, one) else max(least, gap)
+    numbers.append(numbers[-1] + step)
   size = len(kept)
   made = Chain(
     label,
@@ -185,12 +188,18 @@ def _residues(chain) -> Iterator:
   return structure.residue_iter(chain)
 
 
-def _is_bound(before, after) -> bool:
+def _bond(before, after) -> float | None:
+  """Distance from C to the next N in Angstrom; None if one is unknown."""
   c = before.coord[before.atom_name == 'C']
   n = after.coord[after.atom_name == 'N']
   if not len(c) or not len(n):
-    return False
-  return bool(np.linalg.norm(c[0] - n[0]) <= LONGEST_BOND)
+    return None
+  return float(np.linalg.norm(c[0] - n[0]))
+
+
+def _is_bound(before, after) -> bool:
+  length = _bond(before, after)
+  return length is not None and length <= LONGEST_BOND
 
 
 def _fill(made: Chain, row: int, one) -> None:

@@ -71,7 +71,7 @@ def chosen(chains: Iterable[Chain], longest: int) -> list[Chain]:
   found = [
     chain
     for chain in chains
-    if chain.codes.size <= longest
+    if 1 < chain.codes.size <= longest
     and chain.has_backbone.all()
     and not protein.num_breaks(chain)
   ]

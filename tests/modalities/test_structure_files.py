@@ -8,12 +8,13 @@ import gemmi
 import numpy as np
 import pytest
 
-from moe.modalities import protein, residues, structure_files
+from moe.modalities import protein, residues, structure_files, torsions
+from moe.objectives import violations
 from tests import protein_data
 
 RAW = protein_data.FOLDER / 'raw'
 FILES = sorted(RAW.glob('*')) if RAW.is_dir() else []
-# The first file has only a part of a residue, the second only a ligand.
+# The first file has a part of a single residue, the second only a ligand.
 WITHOUT_CHAINS = ('altloc', 'hetatm')
 
 
@@ -148,6 +149,32 @@ def test_a_gap_in_space_and_numbers_is_kept_as_a_gap(tmp_path):
   (chain,) = structure_files.read(pdb(tmp_path, *rows))
   assert chain.sequence == 'AGS' and chain.numbers.tolist() == [0, 1, 4]
   assert protein.num_breaks(chain) == 1
+
+
+def test_numbers_without_a_gap_get_one_where_the_chain_is_torn(tmp_path):
+  # C of residue 6 is at x = 6.6, and N of residue 7 is 30 Angstrom from it.
+  rows = [(5, 'ALA', 0), (6, 'GLY', 4), (7, 'SER', 36.6), (8, 'ALA', 40.6)]
+  (chain,) = structure_files.read(pdb(tmp_path, *rows))
+  assert chain.numbers.tolist() == [0, 1, 3, 4]
+  given = chain.codes, chain.numbers, chain.atoms, chain.mask
+  _, is_known = torsions.torsions(*given)
+  # Omega and phi cross the bond before a residue.
+  assert is_known[:, :2].all(axis=1).tolist() == [False, True, False, True]
+  # No bond is 30 Angstrom long.
+  assert violations.bond_violations(*given)[0].max() < 5
+
+
+def test_numbers_count_where_the_bond_is_unknown(tmp_path):
+  path = pdb(tmp_path, (5, 'ALA', 0), (6, 'GLY', 4), (7, 'SER', 8))
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join(line for line in lines if ' C   GLY' not in line))
+  (chain,) = structure_files.read(path)
+  assert chain.numbers.tolist() == [0, 1, 2]
+
+
+def test_a_chain_of_one_residue_is_a_chain(tmp_path):
+  (chain,) = structure_files.read(pdb(tmp_path, (5, 'ALA', 0)))
+  assert chain.sequence == 'A'
 
 
 def test_of_alternatives_with_equal_occupancy_the_first_is_read(tmp_path):

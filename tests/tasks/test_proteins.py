@@ -120,19 +120,33 @@ def test_a_folder_of_structures_becomes_stores(tmp_path):
   assert 'broken.cif' in [entry.get('file') for entry in bad]
 
 
-WATER = (
-  'HETATM    1  O   HOH A   1       0.000   0.000   0.000  1.00  0.00'
-  '           O  \nEND\n'
-)
+@protein_data.has_data
+def test_files_and_chains_that_are_too_little_are_counted(tmp_path):
+  folder = tmp_path / 'mine'
+  folder.mkdir()
+  structure('A' * 30, folder / 'whole.pdb')
+  structure('A', folder / 'single.pdb')
+  shutil.copyfile(RAW / 'hetatm.pdb.gz', folder / 'hetatm.pdb.gz')
+  (folder / 'broken.cif').write_text('nothing')
+  dirs = proteins.prepare([str(folder)], 96, tmp_path)[str(folder)]
+  left_out = Store(dirs['train']).manifest['left_out']
+  assert left_out == {
+    'fewer than 30 residues': 1,
+    'no protein chain in the file': 1,
+    'an unreadable file': 1,
+  }
+  bad = json.loads(next(tmp_path.rglob('train/quarantine.json')).read_text())
+  assert len(bad) == 3
+  empty = {'file': 'hetatm.pdb.gz', 'error': 'no protein chain in the file'}
+  assert empty in bad
 
 
-def test_a_file_without_a_chain_is_listed_with_the_reason(tmp_path):
-  structure('A' * 30, tmp_path / 'chain.pdb')
-  (tmp_path / 'water.pdb').write_text(WATER)
-  folder = proteins.Folder(str(tmp_path))
-  bad = [entry for split in folder.splits for entry in folder.unreadable(split)]
-  assert [entry['file'] for entry in bad] == ['water.pdb']
-  assert 'must hold a chain' in bad[0]['error']
+def test_a_file_without_chains_leaves_the_only_chain_for_training():
+  names = [f'{number}.pdb' for number in range(200)]
+  held_out = next(name for name in names if is_held_out(name))
+  trained = next(name for name in names if not is_held_out(name))
+  files = [(held_out, ['ACDEFGHIKL']), (trained, [])]
+  assert proteins.splits_of(files) == ['train', 'train']
 
 
 def test_a_folder_with_one_file_is_for_training(tmp_path):
