@@ -32,7 +32,7 @@ from moe.objectives.language import language_model
 from moe.objectives.modalities import by_modality
 from moe.optim import optimizers
 from moe.parallel.mesh import MeshShape
-from moe.routing import gates
+from moe.routing import dispatch, gates
 from moe.runs import build, preflight, trained, training
 from moe.runs.run import Data, Run
 from moe.train import trainer
@@ -44,28 +44,33 @@ MASK = transforms.MaskBlocks(0.25)
 RANGES = (('command', 1), ('image', 8), ('residue', 5))
 # Each of three modalities has two experts, and two more are for all.
 ROUTER = functools.partial(gates.ModalityGrouped, reserved=(2, 2, 2))
-MODEL = Decoder(
-  functools.partial(
-    Stack,
-    block=functools.partial(
-      factories.make_block(),
-      moe=functools.partial(
-        MoE,
-        num_experts=8,
-        expert_d_ff=8,
-        group_size=LENGTH,
-        router=ROUTER,
-        num_modalities=3,
-      ),
+
+
+def model_of(**options):
+  """A decoder whose sparse layer has these options."""
+  moe = functools.partial(
+    MoE,
+    num_experts=8,
+    expert_d_ff=8,
+    router=ROUTER,
+    num_modalities=3,
+    **options,
+  )
+  return Decoder(
+    functools.partial(
+      Stack,
+      block=functools.partial(factories.make_block(), moe=moe),
+      num_layers=1,
     ),
-    num_layers=1,
-  ),
-  vocab_size=mixed.SPACE.size,
-  d_model=8,
-  extra_tables=(('row', 3), ('column', 4)),
-  ranges=RANGES,
-  code_levels=(8,),
-)
+    vocab_size=mixed.SPACE.size,
+    d_model=8,
+    extra_tables=(('row', 3), ('column', 4)),
+    ranges=RANGES,
+    code_levels=(8,),
+  )
+
+
+MODEL = model_of(group_size=LENGTH)
 
 
 @pytest.fixture(scope='module')
@@ -145,6 +150,48 @@ def test_eight_devices_train_like_one(stores, unbroken, tmp_path, monkeypatch):
   _, losses, _ = train(run_of(MeshShape()), tmp_path, stores)
   np.testing.assert_allclose(losses, unbroken[1], atol=1e-5)
   assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.fixture(scope='module')
+def alone(stores, tmp_path_factory):
+  """The losses of `without_groups` on one device."""
+  one = jax.devices()[:1]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('jax.devices', lambda *args: one)
+    run = without_groups(MeshShape())
+    return train(run, tmp_path_factory.mktemp('alone'), stores)[1]
+
+
+def without_groups(mesh):
+  """A run whose losses do not depend on the groups of tokens.
+
+  Devices that share a sequence have other groups. So no token is dropped, and
+  no loss is computed by group.
+  """
+  model = model_of(
+    group_size=LENGTH // 2,
+    dispatch=functools.partial(dispatch.Sorted, capacity_factor=8.0),
+  )
+  language = functools.partial(language_model, load_balance=0.0, num_chunks=2)
+  return dataclasses.replace(
+    run_of(mesh),
+    model=model,
+    objective=functools.partial(by_modality, language=language),
+  )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+  'mesh',
+  [
+    MeshShape(data=2, context=2, model=2),
+    MeshShape(data=2, fsdp=2, expert=2),
+  ],
+  ids=['context_model', 'fsdp_expert'],
+)
+def test_each_layout_trains_like_one_device(mesh, alone, stores, tmp_path):
+  _, losses, _ = train(without_groups(mesh), tmp_path, stores)
+  np.testing.assert_allclose(losses, alone, atol=1e-5)
 
 
 @pytest.mark.slow
