@@ -62,7 +62,7 @@ def test_the_truth_costs_nothing(crystal):
   )
   # The epsilon of 1e-4 in the root leaves 0.01 Angstrom, a thousandth.
   assert fape(exact, crystal) == pytest.approx(0.001, abs=1e-4)
-  # Built residues have ideal bonds and angles: their atoms are 0.2 Angstrom off.
+  # Built residues have ideal bonds and angles, and are 0.2 Angstrom off.
   assert fape(found, crystal) < 0.025
 
 
