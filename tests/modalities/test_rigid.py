@@ -1,5 +1,7 @@
 """Rigid motions, rotations, and frames of rigid groups."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,19 +115,23 @@ def test_atoms_follow_the_frames_of_their_groups():
 def test_quaternions_and_frames_are_those_of_the_known_outputs():
   known = protein_data.case('geometry')
   given, out = known['in'], known['out']
-  with jax.enable_x64(True):
-    half = given['quat_axis_phi'] / 2
-    axis = given['quat_axis_n'] / np.linalg.norm(given['quat_axis_n'])
-    turned = jnp.asarray([np.cos(half), *np.sin(half) * axis])
-    np.testing.assert_allclose(turned, out['quat_from_axis'], atol=1e-6)
-    product = rigid.multiply_quaternions(jnp.asarray(given['quat_p']), turned)
-    np.testing.assert_allclose(product, out['quat_p_mul_axis'], rtol=1e-6)
-    vectors = [given['frame_ex'], given['frame_ey'], given['frame_t']]
-    frame = rigid.from_vectors(*map(jnp.asarray, vectors))
-    np.testing.assert_allclose(matrices(frame), out['frame'], atol=1e-6)
-    np.testing.assert_allclose(
-      matrices(frame.inverse()), out['frame_inverse'], atol=1e-6
+  for dtype, error in (('float64', 1e-6), ('float32', 1e-4)):
+    close = functools.partial(
+      np.testing.assert_allclose, rtol=error, atol=error
     )
+    with jax.enable_x64(True):
+      of = lambda x, dtype=dtype: jnp.asarray(x, dtype)
+      half = given['quat_axis_phi'] / 2
+      axis = given['quat_axis_n'] / np.linalg.norm(given['quat_axis_n'])
+      turned = of([np.cos(half), *np.sin(half) * axis])
+      close(turned, out['quat_from_axis'])
+      product = rigid.multiply_quaternions(of(given['quat_p']), turned)
+      close(product, out['quat_p_mul_axis'])
+      vectors = [given['frame_ex'], given['frame_ey'], given['frame_t']]
+      frame = rigid.from_vectors(*map(of, vectors))
+      assert product.dtype == frame.rotation.dtype == dtype
+      close(matrices(frame), out['frame'])
+      close(matrices(frame.inverse()), out['frame_inverse'])
 
 
 @protein_data.has_data

@@ -290,14 +290,23 @@ def test_scores_of_other_documents_do_not_count(tmp_path):
 
 
 def test_a_folding_run_has_its_score_and_a_figure_for_each_term(tmp_path):
+  step = {'loss': 3.0, 'lddt': 0.25, 'lddt_mean': 0.15, 'fape': 1.5}
+  step |= {'neighbours': 0.5, 'ca_clashes': 0.1, 'mirror_is_worse': 0.5}
   for name, records in (
-    ('log', [{'loss': 3.0, 'lddt': 0.25, 'fape': 1.5, 'torsions': 0.5}] * 2),
-    ('eval', [{'eval': {'chains': {'lddt': lddt}}} for lddt in (0.2, 0.4)]),
+    ('log', [step] * 2),
+    ('eval', [{'eval': {'chains': {'lddt_mean': x}}} for x in (0.2, 0.4)]),
   ):
     lines = [json.dumps({'step': i + 1, **r}) for i, r in enumerate(records)]
     (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines) + '\n')
   page = run_page.write_report(tmp_path).read_text(encoding='utf-8')
-  assert 'lDDT on chains, step 2' in page and '>0.400<' in page
-  assert 'chains, lDDT</th>' in page and 'bits per character' not in page
-  assert 'FAPE of backbone frames' in page and 'Torsion angles' in page
+  assert 'far lDDT on chains, step 2' in page and '>0.400<' in page
+  assert 'chains, mean of lDDT and far lDDT</th>' in page
+  assert 'bits per character' not in page
+  for title in (
+    'FAPE of backbone frames',
+    'Wrong CA-CA and C-N of neighbours',
+    'Share of other CA pairs below 3 Å',
+    'Share of chains whose mirror image fits worse',
+  ):
+    assert title in page
   assert 'Distogram' not in page
