@@ -5,12 +5,12 @@
   secondary --checkpoint=runs/fold
   language --checkpoint=runs/chains
 
-`score` and `secondary` score a folding model. `score` prints each score beside
-those of baselines, such as an ideal helix, a compact random chain, and the
-nearest training chain. `secondary` predicts whether each residue is in a helix,
-a strand or a coil, from the states of the trunk. `language` scores a language
-model that reads residues: bits per residue, and the share of 3Di letters that
-the model predicts right. The scores stand beside those of n-gram models.
+`score` scores a folding model beside baselines, such as an ideal helix, a
+compact random chain, and the nearest training chain. `secondary` predicts
+whether each residue is in a helix, a strand or a coil, from the states of the
+trunk of a folding model or of a language model. `language` scores a language
+model of residues: bits per residue, also of hidden ones, and the share of 3Di
+letters that it predicts right. The scores stand beside those of n-gram models.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from moe.evaluate.score import as_table
 
 protein_scores_page = Later('moe.report.protein_scores_page')
 chain_language = Later('moe.runs.chain_language')
+chain_states = Later('moe.runs.chain_states')
 folded = Later('moe.runs.folded')
 folding = Later('moe.runs.folding')
 protein_scores = Later('moe.runs.protein_scores')
@@ -42,8 +43,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--structures', metavar='DIR', help='a folder of your own in their place')
   add('--output', metavar='DIR', help='default: the work directory')
   probed = add_verb('secondary', 'tell helix, strand and coil by the trunk')
-  text = 'work directory of a run that trained a folding model'
-  flags.add_checkpoint_flag(probed, text)
+  flags.add_checkpoint_flag(probed, 'work directory of a run that reads chains')
   for verb in (scored, probed):
     add = verb.add_argument
     add('--split', default='validation', help='of the chains of the run')
@@ -81,18 +81,16 @@ def score(args: argparse.Namespace, command: str) -> int:
 
 def secondary(args: argparse.Namespace, command: str) -> int:
   """Scores a probe of secondary structure, and prints a table."""
-  run = configuration.load_other_run(
-    args.checkpoint, configuration.FOLDING_MODEL
-  )
   runtime.set_up_jax()
-  stores = folding.stores_of(run, proteins.prepare)
-  training, held_out = (
-    protein_scores.chosen(folding.chains_of(stores, split), args.longest)
-    for split in ('train', args.split)
-  )
-  model = folded.load(run, args.checkpoint)
-  found = structure_probe.scores(model, training, held_out, command)
-  print(as_table(found))
+  place, prepare = args.checkpoint, proteins.prepare
+  if configuration.trains(place) == configuration.LANGUAGE_MODEL:
+    trained = configuration.load_run(place)
+    source = chain_states.of_language_model(trained, prepare)
+  else:
+    run = configuration.load_other_run(place, configuration.FOLDING_MODEL)
+    source = chain_states.of_folding_model(run, place, prepare)
+  held_out = protein_scores.chosen(source.chains(args.split), args.longest)
+  print(as_table(structure_probe.scores(source, held_out, command)))
   return 0
 
 

@@ -79,6 +79,11 @@ def load_run(directory: str) -> Any:
   return trained.read_back(load([place.config], []), place)
 
 
+def trains(directory: str) -> str:
+  """What the run in a work directory trains, such as `LANGUAGE_MODEL`."""
+  return read([os.path.join(directory, 'config.gin')], []).trains
+
+
 def load_other_run(directory: str, trains: str) -> Any:
   """Reads a run that trains no language model from its work directory.
 

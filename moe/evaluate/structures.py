@@ -203,18 +203,18 @@ def secondary_structure(chain: Chain) -> np.ndarray:
   """The kind of each residue by P-SEA, which reads CA atoms alone.
 
   Args:
-    chain: a chain whose CA atoms are all known.
+    chain: a chain. A gap in its numbers breaks every distance across it.
 
   Returns:
-    int [I]: 0 helix, 1 strand, 2 coil, -1 unknown.
+    int [I]: 0 helix, 1 strand, 2 coil, -1 unknown, as without a CA atom.
   """
   from biotite import structure  # Takes half a second to import.
 
   size = chain.codes.size
   atoms = structure.AtomArray(size)
-  atoms.coord = chain.atoms[:, 1]
+  atoms.coord = np.where(chain.mask[:, 1:2], chain.atoms[:, 1], np.nan)
   atoms.chain_id[:] = 'A'
-  atoms.res_id[:] = np.arange(1, size + 1)
+  atoms.res_id[:] = chain.numbers + 1
   atoms.res_name[:] = [(*residues.NAMES, 'UNK')[code] for code in chain.codes]
   atoms.atom_name[:] = 'CA'
   atoms.element[:] = 'C'

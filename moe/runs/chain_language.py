@@ -1,7 +1,7 @@
 """Scores a language model of protein chains: residues, and their 3Di letters.
 
-All scores stand beside those of n-gram models, whose counts come from the
-training chains.
+Only tasks that the run has trained are scored. All scores stand beside those of
+n-gram models, whose counts come from the training chains.
 """
 
 import collections
@@ -13,19 +13,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moe.data.order import scramble
 from moe.data.store import Record
-from moe.evaluate import comparison, documents, likelihood, ngram
+from moe.data.transforms import Transform
+from moe.evaluate import comparison, likelihood, ngram
 from moe.evaluate.likelihood import Context, Document
 from moe.evaluate.score import Score
 from moe.modalities import residues
 from moe.parallel import multihost
-from moe.runs import scoring
+from moe.runs import chain_documents, scoring
 from moe.runs.run import TrainedRun
 from moe.types import Array
 
-RESIDUES, LETTERS = 'proteins', 'proteins_3di'
+CAUSAL, MASKED = 'proteins', 'proteins_masked'
+LETTERS, AT_ONCE = 'proteins_3di', 'proteins_3di_at_once'
+# How often a chain is scored by masked modelling, each time with other residues
+# hidden.
+NUM_MASKINGS = 8
 _BITS, _SHARE = 'bits per residue', 'share of letters'
-_ROWS = 16
 
 
 class _Chains(NamedTuple):
@@ -38,38 +43,53 @@ class _Chains(NamedTuple):
 def scores(
   trained: TrainedRun, prepare_stores: Callable[..., str], command: str
 ) -> list[Score]:
-  """Scores the validation chains.
+  """Scores the validation chains by the tasks that the run has trained.
 
   Bits per residue leave out the end marks of chains, for the model and for the
   n-grams.
 
   Args:
-    trained: a run whose id space has residues, perhaps also structure letters.
+    trained: a run that has trained one of the tasks of residues.
     prepare_stores: see `moe.runs.scoring.evaluate`.
     command: the command that gives the same numbers again.
 
   Raises:
-    ValueError: if the run has no range of residues.
+    ValueError: if the run has trained none of these tasks.
   """
-  sizes = trained.ids.sizes
-  if not sizes['residue']:
-    raise ValueError(
-      'The run must have residues among its ids, got'
-      f' {trained.ids}: train with runs/chains_cpu.gin.'
-    )
 
   def records(task: str, split: str) -> list[Record]:
     stores = scoring.task_stores(trained, task, split, prepare_stores)
     return [r for s in stores for r in s.read(range(s.lengths.size))]
 
-  found = _of_residues(
-    trained,
-    _Chains(records(RESIDUES, 'train'), records(RESIDUES, 'validation')),
-    command,
-  )
-  if sizes['structure']:
-    chains = _Chains(records(LETTERS, 'train'), records(LETTERS, 'validation'))
-    found += _of_letters(trained, chains, command)
+  def chains(task: str) -> _Chains:
+    return _Chains(records(task, 'train'), records(task, 'validation'))
+
+  data = trained.run.data
+  mixed = scoring.task_stores(trained, data.train, 'train', prepare_stores)
+  tasks = {store.manifest['task'] for store in mixed}
+  found = []
+  if CAUSAL in tasks:
+    found += _of_residues(trained, chains(CAUSAL), command)
+  if MASKED in tasks:
+    hide = dict(data.transforms)[MASKED]
+    # The records of the causal task have the same tokens, but no block.
+    found += _of_masked(trained, chains(CAUSAL), hide, command)
+  is_hidden = {
+    name: hidden
+    for task, name, hidden in (
+      (LETTERS, '3Di, next letter', False),
+      (AT_ONCE, '3Di, from the residues alone', True),
+    )
+    if task in tasks
+  }
+  if is_hidden:
+    found += _of_letters(trained, chains(LETTERS), is_hidden, command)
+  if not found:
+    raise ValueError(
+      f'The run must have trained one of {CAUSAL}, {MASKED}, {LETTERS} and'
+      f' {AT_ONCE}, got {", ".join(sorted(tasks))}: train with'
+      ' runs/chains_cpu.gin or runs/chains_masked_cpu.gin.'
+    )
   return found
 
 
@@ -77,7 +97,8 @@ def _of_residues(
   trained: TrainedRun, chains: _Chains, command: str
 ) -> list[Score]:
   held_out = [
-    _without_end(_document(trained, record)) for record in chains.held_out
+    _without_end(chain_documents.document(trained, record))
+    for record in chains.held_out
   ]
   length = max(len(document.tokens) for document in held_out)
   with jax.set_mesh(trained.mesh):
@@ -86,41 +107,94 @@ def _of_residues(
       trained.params,
       trained.state,
       held_out,
-      Context(length, length, _ROWS * trained.row_parts),
+      Context(length, length, chain_documents.ROWS * trained.row_parts),
     )
-  sizes = np.array([document.chars for document in held_out])
+  texts = [_text(trained, record['tokens']) for record in chains.held_out]
+  train = [_text(trained, record['tokens']) for record in chains.train]
+  orders = {'unigram': 1, 'trigram': 3}
+  return _beside_ngrams(nats, train, texts, orders, command)
 
-  def texts(records: Sequence[Record]) -> list[str]:
-    codes = [trained.ids.codes('residue', r['tokens']) for r in records]
-    return [residues.letters(code) for code in codes]
 
-  train, texts_held_out = texts(chains.train), texts(chains.held_out)
-  found = [comparison.of_documents('model', nats, sizes, command, _BITS)]
-  for order, name in ((1, 'unigram'), (3, 'trigram')):
-    bits = ngram.document_bits(train, texts_held_out, order, with_end=False)
+def _of_masked(
+  trained: TrainedRun, chains: _Chains, hide: Transform, command: str
+) -> list[Score]:
+  """Bits of hidden residues, which the model predicts from all others."""
+  functional, ids = trained.functional, trained.ids
+  score = likelihood.build_scorer(functional)
+  causal = [
+    chain_documents.document(trained, record) for record in chains.held_out
+  ]
+  nats, texts = np.zeros(len(causal)), [''] * len(causal)
+  for number in range(NUM_MASKINGS):
+    blocks, inputs = [], []
+    for i, document in enumerate(causal):
+      block = chain_documents.as_block(document._replace(weights=None))
+      record = {'tokens': block.tokens, 'block_ids': block.block_ids}
+      read = hide(record, scramble(i * NUM_MASKINGS + number), ids)['inputs']
+      is_hidden = read != block.tokens
+      weights = is_hidden.astype(np.float32)
+      blocks.append(block._replace(weights=weights))
+      inputs.append(read)
+      texts[i] += _text(trained, block.tokens[is_hidden])
+    found = []
+    for batch, size in chain_documents.batches(trained, blocks, inputs):
+      with jax.set_mesh(trained.mesh):
+        nats_BT = score(trained.params, trained.state, batch)
+      found.append(multihost.whole(nats_BT)[:size].sum(axis=1))
+    nats += np.concatenate(found)
+  train = [_text(trained, record['tokens']) for record in chains.train]
+  # Longer n-grams would read residues that are hidden.
+  return _beside_ngrams(
+    nats, train, texts, {'unigram': 1}, command, 'hidden residues, '
+  )
+
+
+def _beside_ngrams(
+  nats: np.ndarray,
+  train: Sequence[str],
+  texts: Sequence[str],
+  orders: dict[str, int],
+  command: str,
+  prefix: str = '',
+) -> list[Score]:
+  """The score of a model, those of n-grams, and the differences.
+
+  Args:
+    nats: the model's nats of each text.
+    train: training texts of the n-grams.
+    texts: the scored texts.
+    orders: name of each n-gram -> its order.
+    command: the command that gives the same numbers again.
+    prefix: begins the names of the scores.
+  """
+  sizes = np.array([len(text) for text in texts])
+  score = lambda name, nats: comparison.of_documents(
+    prefix + name, nats, sizes, command, _BITS
+  )
+  found = [score('model', nats)]
+  for name, order in orders.items():
+    bits = ngram.document_bits(train, texts, order, with_end=False)
     other = bits * math.log(2)
-    found.append(comparison.of_documents(name, other, sizes, command, _BITS))
     less = comparison.compare(nats, other, sizes)
-    found.append(
-      Score(
-        f'model less {name}',
-        less.difference,
-        less.low,
-        less.high,
-        len(nats),
-        command,
-        _BITS,
-      )
-    )
+    interval = less.difference, less.low, less.high
+    name_of_less = f'{prefix}model less {name}'
+    found += [
+      score(name, other),
+      Score(name_of_less, *interval, len(nats), command, _BITS),
+    ]
   return found
 
 
 def _of_letters(
-  trained: TrainedRun, chains: _Chains, command: str
+  trained: TrainedRun,
+  chains: _Chains,
+  is_hidden: dict[str, bool],
+  command: str,
 ) -> list[Score]:
+  """The shares of right letters; `is_hidden` is by name, see `_num_right`."""
   right = {
-    '3Di, next letter': _num_right(trained, chains.held_out, False),
-    '3Di, from the residues alone': _num_right(trained, chains.held_out, True),
+    name: _num_right(trained, chains.held_out, hidden)
+    for name, hidden in is_hidden.items()
   }
 
   def letters(records: Sequence[Record]) -> list[np.ndarray]:
@@ -136,10 +210,15 @@ def _of_letters(
   ]
 
 
-def _document(trained: TrainedRun, record: Record) -> Document:
-  return documents.record_document(
-    trained.vocabulary, trained.ids, record, trained.functional.extras
-  )
+def _documents(trained: TrainedRun, chains: _Chains) -> list[Document]:
+  return [
+    chain_documents.document(trained, record) for record in chains.held_out
+  ]
+
+
+def _text(trained: TrainedRun, tokens: np.ndarray) -> str:
+  """The residues among some tokens, as letters."""
+  return residues.letters(trained.ids.codes('residue', tokens))
 
 
 def _without_end(document: Document) -> Document:
@@ -165,11 +244,11 @@ def _num_right(
   """
   ids, functional = trained.ids, trained.functional
   begin = ids.begin('structure')
-  held_out = [_document(trained, record) for record in records]
+  held_out = [chain_documents.document(trained, record) for record in records]
+  inputs = [document.tokens for document in held_out]
   if is_hidden:
-    held_out = [_with_block(document) for document in held_out]
-  width = max(len(document.tokens) for document in held_out)
-  num_rows = _ROWS * trained.row_parts
+    held_out = [chain_documents.as_block(document) for document in held_out]
+    inputs = [np.where(read >= begin, ids.mask, read) for read in inputs]
 
   def is_right(logits: Array, targets: Array) -> Array:
     return logits.argmax(axis=-1) == targets
@@ -183,27 +262,11 @@ def _num_right(
     return jnp.sum(right_BT & is_letter_BT, axis=1)
 
   counts = []
-  for first in range(0, len(held_out), num_rows):
-    part = held_out[first : first + num_rows]
-    rows = [
-      likelihood.Window(i, 0, 0, len(document.tokens))
-      for i, document in enumerate(part)
-    ]
-    batch = likelihood.window_batch(part, rows, num_rows, width)
-    if is_hidden:
-      tokens = np.where(batch.tokens >= begin, ids.mask, batch.tokens)
-      batch = batch._replace(tokens=tokens)
+  for batch, size in chain_documents.batches(trained, held_out, inputs):
     with jax.set_mesh(trained.mesh):
       counted = count(trained.params, trained.state, batch)
-    counts.append(multihost.whole(counted)[: len(part)])
+    counts.append(multihost.whole(counted)[:size])
   return np.concatenate(counts)
-
-
-def _with_block(document: Document) -> Document:
-  """The document with its scored letters, but not its end mark, as a block."""
-  block_ids = np.array(document.block_ids)
-  block_ids[(document.weights > 0).nonzero()[0][:-1]] = 2
-  return document._replace(block_ids=block_ids)
 
 
 def num_right_ngram(

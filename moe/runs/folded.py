@@ -30,6 +30,8 @@ from moe.types import Array, Batch, PyTree
 BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 # Pairs of residues in a batch. This bounds how many chains are folded at once.
 _PAIRS_AT_ONCE = 8 * 96 * 96
+# Residues in a batch of which only the trunk's states are read.
+_RESIDUES_AT_ONCE = 4096
 # Two residues touch if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 
@@ -118,19 +120,23 @@ class FoldingModel:
 
   def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
     """The trunk's state of each residue, [I, D] for each chain."""
-    size = next(b for b in BUCKETS if b >= max(c.codes.size for c in chains))
-    rows, found = max(1, _PAIRS_AT_ONCE // size**2), []
-    for first in range(0, len(chains), rows):
-      part = chains[first : first + rows]
-      batch = empty_batch(rows, size)
-      for row, chain in enumerate(part):
-        fill_row(batch, row, unfolded(chain.name, chain.sequence), self.ids)
-      with jax.set_mesh(self.mesh):
-        states = np.asarray(self._read(self.params, self.state, batch)[0])
-      found += [
-        states[row, : chain.codes.size] for row, chain in enumerate(part)
-      ]
-    return found
+    found, by_bucket = {}, {}
+    for number, chain in enumerate(chains):
+      size = next(b for b in BUCKETS if b >= chain.codes.size)
+      by_bucket.setdefault(size, []).append(number)
+    for size, numbers in by_bucket.items():
+      rows = max(1, _RESIDUES_AT_ONCE // size)
+      for first in range(0, len(numbers), rows):
+        part = numbers[first : first + rows]
+        batch = empty_batch(rows, size)
+        for row, number in enumerate(part):
+          one = unfolded(chains[number].name, chains[number].sequence)
+          fill_row(batch, row, one, self.ids)
+        with jax.set_mesh(self.mesh):
+          states = np.asarray(self._states(self.params, self.state, batch))
+        for row, number in enumerate(part):
+          found[number] = states[row, : chains[number].codes.size]
+    return [found[number] for number in range(len(chains))]
 
   def check_memory(
     self, sequences: Mapping[str, str], memory_limit: float
@@ -162,6 +168,12 @@ class FoldingModel:
     """Jitted (params, state, batch) -> activations (of residues, of pairs)."""
     read = self.functional.read
     return jax.jit(lambda *given: read(*given, None, False)[:2])
+
+  @functools.cached_property
+  def _states(self) -> Callable:
+    """Jitted (params, state, batch) -> activations of residues alone."""
+    read = self.functional.read
+    return jax.jit(lambda *given: read(*given, None, False)[0])
 
   @functools.cached_property
   def _pass(self) -> Callable:

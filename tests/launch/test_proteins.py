@@ -1,18 +1,24 @@
 """A language model of residues is trained and scored by the commands."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
 from launch import proteins, train
+from launch.configs import configuration
 from moe.modalities import residues
+from moe.runs import chain_documents, chain_states
+from tasks.proteins import prepare
 from tests import folding_cases
 
 SIZES = {
-  'TASK': "'proteins'",
+  'TASK': "'chains'",
   'VOCAB_SIZE': 768,
   'D_MODEL': 16,
-  'NUM_LAYERS': 1,
-  'UNROLL': 1,
+  'NUM_LAYERS': 2,
+  'UNROLL': 2,
   'NUM_HEADS': 2,
   'NUM_KV_HEADS': 2,
   'HEAD_DIM': 8,
@@ -27,6 +33,18 @@ SIZES = {
   'EVAL_TASKS': "('proteins',)",
   'PROMPTS': '()',
 }
+
+# All tasks of chains in one mixture, without poems.
+MIXTURE = """
+from tasks import registry
+
+tasks = [name for name in registry.TASKS if name.startswith('proteins')]
+registry.add_mixture('chains', tasks)
+"""
+TRANSFORMS = """(
+  ('proteins_masked', @transforms.MaskBlocks()),
+  ('proteins_3di_at_once', @transforms.MaskBlocks()),
+)"""
 
 
 def write_chains(path, sizes):
@@ -49,13 +67,19 @@ def test_a_language_model_of_chains_is_scored_beside_n_grams(
   monkeypatch.setenv('WUDAO_DATA', str(tmp_path))
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path / 'cache'))
   (tmp_path / 'protein').mkdir()
-  write_chains(tmp_path / 'protein/chains_train.npz', range(30, 38))
+  write_chains(tmp_path / 'protein/chains_train.npz', range(29, 38))
   write_chains(tmp_path / 'protein/chains_valid.npz', (40, 41))
-  flags = [f'--gin.{name}={value}' for name, value in SIZES.items()]
+  (tmp_path / 'mixture.py').write_text(MIXTURE)
+  modules = ('tasks.chain_tasks', str(tmp_path / 'mixture.py'))
+  more = {'TASK_MODULES': modules, 'run.Data.transforms': TRANSFORMS}
+  flags = [f'--gin.{name}={value}' for name, value in (SIZES | more).items()]
   run = tmp_path / 'run'
   assert train.main(
     ['--gin_file=runs/chains_cpu.gin', f'--workdir={run}', *flags]
   ) == 0  # fmt: skip
+  manifest = next(tmp_path.glob('cache/*/proteins/train/manifest.json'))
+  left_out = json.loads(manifest.read_text())['left_out']
+  assert left_out == {'fewer than 30 residues': 1}
   capsys.readouterr()
   assert proteins.main(['language', f'--checkpoint={run}']) == 0
   table = capsys.readouterr().out
@@ -65,7 +89,34 @@ def test_a_language_model_of_chains_is_scored_beside_n_grams(
   assert value['unigram'] > 4 and 4 < value['model'] < 6
   less = value['model'] - value['unigram']
   assert value['model less unigram'] == pytest.approx(less, abs=2e-4)
+  # The model has learned nothing yet of residues that are hidden, too.
+  assert 4 < value['hidden residues, model'] < 6
+  assert value['hidden residues, unigram'] > 4
   # Nearly all letters of a helix are equal.
   assert value['3Di, majority'] > 0.8
   assert 0 <= value['3Di, next letter'] <= 1
   assert 0 <= value['3Di, from the residues alone'] <= 1
+  check_states(run)
+  flags = ['secondary', f'--checkpoint={run}', '--longest=60']
+  assert proteins.main(flags) == 0
+  assert "the language model's 2 layers, mixed by" in capsys.readouterr().out
+
+
+def check_states(run):
+  """Residues see each other; the last layer has the hidden states."""
+  trained = configuration.load_run(run)
+  source = chain_states.of_language_model(trained, prepare)
+  assert [len(chain.codes) for chain in source.training] == list(range(30, 38))
+  chain, *_ = source.chains('validation')
+  codes = chain.codes.copy()
+  codes[-1] = (codes[-1] + 1) % 20
+  one, other = source.states([chain, chain._replace(codes=codes)])
+  assert one.shape == (chain.codes.size, 2, 16)
+  assert np.abs(one[0] - other[0]).max() > 1e-6
+  block = chain_states._block(trained, chain)
+  ((batch, _),) = chain_documents.batches(trained, [block], [block.tokens])
+  with jax.set_mesh(trained.mesh):
+    hidden = trained.functional.apply(
+      trained.params, trained.state, batch, None, False
+    ).hidden
+  np.testing.assert_allclose(one[:, -1], hidden[0, 1:-1], atol=1e-5)
