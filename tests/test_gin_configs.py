@@ -333,6 +333,23 @@ def test_a_run_states_the_experts_that_it_reserves():
   assert reserved_experts(blind) == {}
 
 
+@pytest.mark.parametrize(
+  ('name', 'router', 'losses'),
+  [
+    ('blind', 'TopK', ()),
+    ('grouped', 'ModalityGrouped', ()),
+    ('limoe', 'TopK', (('local_entropy', 0.04), ('global_entropy', 0.04))),
+  ],
+)
+def test_a_further_file_chooses_the_experts_of_pictures(name, router, losses):
+  files = ['runs/pictures_cpu.gin', f'runs/routing_{name}.gin']
+  run = configuration.load(files, [])
+  assert type(moe(run).anatomy().router).__name__ == router
+  options = run.objective.keywords['language'].keywords
+  assert tuple(options.get('router_losses', ())) == losses
+  assert options['logits_z'] == 1e-4
+
+
 # Runs that draw and describe pictures.
 PICTURES = [
   name

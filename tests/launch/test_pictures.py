@@ -2,6 +2,7 @@
 
 import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from launch import bench, describe, draw, images, train
 from moe.runs import gallery_file
+from moe.runs.picture_model import PictureModel
 from tasks.pictures import shapes, stores
 from tests.parallel.cluster import started
 
@@ -142,6 +144,50 @@ def test_a_trained_model_draws_a_sentence_and_describes_it(place, capsys):
   assert describe.main([checkpoint, sheet, '--samples=2']) == 0
   assert describe.main([checkpoint, sheet, '--labels=圓形,方形']) == 0
   assert 'red.png' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_upper_half_of_a_picture_stays(place, monkeypatch):
+  whole, half = f'{place}/whole.png', np.zeros((8, 8, 3), np.uint8)
+  half[:, 3:] = 200
+  Image.fromarray(half).save(f'{place}/half.png')
+  draw_codes, noted = PictureModel.draw, []
+
+  def noting(model, sentences, options, given):
+    drawn = draw_codes(model, sentences, options, given)
+    noted.extend((one.codes[:2], model.encode([half])[0, :2]) for one in drawn)
+    return drawn
+
+  monkeypatch.setattr(PictureModel, 'draw', noting)
+  code = draw.main(
+    [f'--checkpoint={place}/run', '--prompt=大紅色圓形', f'--out={whole}']
+    + ['--num=2', f'--upper_half={place}/half.png']
+  )
+  assert code == 0 and len(noted) == 2
+  for drawn, given in noted:
+    np.testing.assert_array_equal(drawn, given)
+
+
+@pytest.mark.slow
+def test_a_damaged_picture_is_not_described(place, capsys):
+  path = place / 'damaged.png'
+  path.write_bytes(b'damaged')
+  assert describe.main([f'--checkpoint={place}/run', str(path)]) == 2
+  assert 'damaged.png must be a sound file' in capsys.readouterr().err
+
+
+@pytest.mark.nightly
+def test_a_tokenizer_is_reported(place, capsys):
+  code = images.main(
+    ['tokenizer-report', f'--checkpoint={place}/tokenizer']
+    + ['--judge_epochs=1', f'--cache_dir={place}/cache']
+  )
+  assert code == 0
+  printed = capsys.readouterr().out
+  for what in ('PSNR', 'codes that survive', 'real pictures judged, all'):
+    assert f'shapes: {what}' in printed
+  page = printed.rpartition('page: ')[2].strip()
+  assert 'Image tokenizer tokenizer' in pathlib.Path(page).read_text('utf-8')
 
 
 @pytest.mark.slow
