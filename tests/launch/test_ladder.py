@@ -1,6 +1,5 @@
 """Tests launch.ladder: from flags to runs, and from runs to a page."""
 
-import functools
 import json
 import pathlib
 import re
@@ -119,13 +118,15 @@ def commands(source):
   return [shlex.split(line) for line in lines]
 
 
+def reader(files, overrides):
+  return lambda bindings: configuration.load(files, [*overrides, *bindings])
+
+
 @pytest.mark.parametrize('source', SOURCES)
 def test_each_command_of_a_file_describes_runs(source):
   found = commands(source)
   assert len(found) == SOURCES[source]
   for words in found:
     args, overrides = verb.parse(words)
-    assert not overrides
     wanted = arms.arms(args.experts, args.arm, args.seeds)
-    read = functools.partial(configuration.load, args.gin_file)
-    assert len(arms.load(wanted, read)) >= 3
+    assert len(arms.load(wanted, reader(args.gin_file, overrides))) >= 3
