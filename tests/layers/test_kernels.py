@@ -144,6 +144,7 @@ def test_the_kernel_is_that_of_the_meshs_devices(monkeypatch):
   monkeypatch.setattr(
     attention, 'attend', lambda q, *_: called.append('xla') or q
   )
+  monkeypatch.setattr(attention, 'num_parts', lambda *_: 1)
   qkv = [jnp.zeros(a.shape, jnp.bfloat16) for a in arrays()]
   for platform in ('tpu', 'gpu', 'cpu', None):
     monkeypatch.setattr(kernels, 'platform', lambda p=platform: p)

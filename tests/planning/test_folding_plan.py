@@ -53,6 +53,7 @@ def test_a_run_that_is_neither_is_refused(capsys):
 
 @pytest.mark.slow
 @pytest.mark.optimized
+@pytest.mark.nightly
 def test_a_step_is_compiled_for_four_chips(monkeypatch, tmp_path):
   pytest.importorskip('libtpu')
   monkeypatch.setenv('WUDAO_CACHE', str(tmp_path))

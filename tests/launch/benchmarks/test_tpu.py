@@ -83,8 +83,9 @@ def marks(text):
       found[i.opcode] += 1
     elif i.opcode == 'while' and re.search(r'[/(]experts\)*/', i.op_name):
       found['loop over blocks of rows'] += 1
-    # Attention scores are [B, K, T * query heads per key head, T].
-    found['scores'] += any(s.dims[-2:] == (2 * T, T) for s in i.shapes)
+    # Queries are computed in four parts. The scores of the last part are
+    # [B, K, T / 4 * query heads per key head, T].
+    found['scores'] += any(s.dims[-2:] == (2 * T // 4, T) for s in i.shapes)
   return +found
 
 
