@@ -51,7 +51,6 @@ def test_a_run_that_is_neither_is_refused(capsys):
   assert 'must describe a language model' in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.nightly
 def test_a_step_is_compiled_for_four_chips(monkeypatch, tmp_path):
