@@ -84,17 +84,18 @@ def wait_for_step(process, workdir, step):
 
 
 @pytest.mark.parametrize(
-  'formats, steps, num_kills',
+  'formats, num_kills, share',
   [
-    pytest.param([], 200, 20, id='float32', marks=pytest.mark.nightly),
+    # The clock of an attempt misses about 0.1 s, and attempts are short here.
+    pytest.param([], 20, 0.02, id='float32', marks=pytest.mark.nightly),
     pytest.param(
-      LOW_MEMORY, 200, 3, id='low_memory', marks=pytest.mark.nightly
+      LOW_MEMORY, 5, 0.01, id='low_memory', marks=pytest.mark.nightly
     ),
   ],
 )
-def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
+def test_kills_change_no_bit_of_the_run(tmp_path, formats, num_kills, share):
   pytest.importorskip('seqio')
-  env = environment(tmp_path / 'cache')
+  env, steps = environment(tmp_path / 'cache'), 200
 
   def run(workdir, request=''):
     return subprocess.Popen(
@@ -146,5 +147,5 @@ def test_kills_change_no_bit_of_the_run(tmp_path, formats, steps, num_kills):
   assert len(spent['attempts']) == 1 + num_kills + 1
   counted = sum(sum(a.values()) for a in spent['attempts'][1:])
   print(f'{wall:.2f} s by the clock, {counted:.2f} s in parts')
-  assert counted == pytest.approx(wall, rel=0.01)
+  assert counted == pytest.approx(wall, rel=share)
   assert spent['parts']['lost'] > 0
