@@ -51,6 +51,11 @@ def system_error(error: BaseException) -> int | None:
   return int(code.group(1)) if code else getattr(error, 'errno', None)
 
 
+def reason(error: BaseException) -> str:
+  """What an exception says, on one line of at most 200 characters."""
+  return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
 def is_outage(error: BaseException) -> bool:
   """Whether an exception, or the one that has caused it, may pass by itself.
 

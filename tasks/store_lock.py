@@ -85,9 +85,8 @@ def _create(path: pathlib.Path) -> None:
       return
     except FileExistsError:
       owner = _read(path)
-    if (
-      owner == own
-    ):  # We hold the lock of this machine, so its process is dead.
+    # We hold the lock of this machine, so its process is dead.
+    if owner == own:
       path.unlink(missing_ok=True)
       continue
     if time.monotonic() >= tell_at:

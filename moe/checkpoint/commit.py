@@ -30,10 +30,7 @@ class _RenameCommit(ocp.path.atomicity.AtomicRenameTemporaryPath):
   before = staticmethod(lambda: None)
 
   async def finalize(self) -> None:
-    _check_whole(self.get())
-    self.before()
-    integrity.seal(self.get())
-    failpoints.reach('commit.sealed')
+    _seal(self.get(), self.before)
     self.get().rename(self.get_final())
     failpoints.reach('commit.visible')
     integrity.sync(self.get_final().parent)
@@ -45,11 +42,16 @@ class _MarkerCommit(ocp.path.atomicity.CommitFileTemporaryPath):
   before = staticmethod(lambda: None)
 
   async def finalize(self) -> None:
-    _check_whole(self.get())
-    self.before()
-    integrity.seal(self.get())
-    failpoints.reach('commit.sealed')
+    _seal(self.get(), self.before)
     (self.get() / listing.MARKER).write_text('')
+
+
+def _seal(directory: epath.Path, before: Callable[[], None]) -> None:
+  """Writes the hashes of a whole step, after a call of `before`."""
+  _check_whole(directory)
+  before()
+  integrity.seal(directory)
+  failpoints.reach('commit.sealed')
 
 
 def _check_whole(directory: epath.Path) -> None:

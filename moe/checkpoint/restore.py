@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from moe import outages
 from moe.checkpoint import integrity, literal_path
 from moe.checkpoint.listing import locate, read_meta, shared_steps
 from moe.parallel.shardings import Shaped, path_name
@@ -305,8 +306,7 @@ def damage(
   # Orbax and TensorStore raise many kinds of errors; nearly all mean damage.
   except Exception as error:  # noqa: BLE001
     integrity.raise_if_it_may_pass(error)
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
-    return [f'state cannot be opened ({reason})']
+    return [f'state cannot be opened ({outages.reason(error)})']
   return []
 
 

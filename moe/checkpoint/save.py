@@ -364,7 +364,7 @@ def _reason(error: BaseException) -> str:
   number = outages.system_error(error)
   if number:
     return os.strerror(number)
-  return ' '.join(str(error).split())[:200] or type(error).__name__
+  return outages.reason(error)
 
 
 def _free_bytes(directory: epath.Path) -> int | None:

@@ -140,11 +140,12 @@ def tm_and_gdt(points: np.ndarray, true: np.ndarray) -> tuple[float, float]:
   """
   scale = tm_scale(len(true))
   terms = lambda apart: 1 / (1 + (apart / scale) ** 2)
-  best, counts = np.full(len(true), np.inf), np.zeros(len(_GDT))
+  tm, best, counts = 0.0, None, np.zeros(len(_GDT))
   for apart in _fits(points, true):
-    best = max(best, apart, key=lambda x: terms(x).sum())
+    score = float(terms(apart).mean())
+    if score > tm:
+      tm, best = score, apart
     counts = np.maximum(counts, [np.mean(apart <= t) for t in _GDT])
-  tm = float(terms(best).mean())
   # A term is a convex function of the squared distance, with the slope
   # -term^2 / scale^2. So no fit with the weights term^2 has a lower score. The
   # score is 0 if no part of the chain is long enough for a fit.

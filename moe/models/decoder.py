@@ -144,6 +144,12 @@ class Decoder(nn.Module):
       predicts_ahead=self.predicts_ahead,
     )
 
+  @property
+  def longest_block(self) -> int:
+    """Tokens of the longest block that the model reads; 0 for causal data."""
+    block = self.stack(parent=None).block(parent=None)
+    return block.attention(parent=None).longest_block
+
   def only_block(self) -> tuple[Block, int]:
     """(the block that the model repeats, outside of the model, their number).
 

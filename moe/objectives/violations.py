@@ -31,6 +31,11 @@ _CIS = 3.4
 LEAST_CA = 3.6
 
 
+def _length(a: Array, b: Array) -> Array:
+  """Distances [...] of points [..., 3], with a finite gradient at 0."""
+  return jnp.sqrt(1e-6 + jnp.sum(jnp.square(a - b), axis=-1))
+
+
 def bond_violations(
   codes: Array, numbers: Array, atoms: Array, mask: Array, tolerance: float = 12
 ) -> tuple[Array, Array]:
@@ -52,8 +57,7 @@ def bond_violations(
   is_bound = numbers[..., 1:] - numbers[..., :-1] == 1
   is_bound &= mask[..., :-1, 2] & mask[..., 1:, 0]
   is_proline = codes[..., 1:] == _PROLINE
-  length = lambda a, b: jnp.sqrt(1e-6 + jnp.sum(jnp.square(a - b), axis=-1))
-  ca_c, c_n, n_ca = length(ca, c), length(c, n), length(n, next_ca)
+  ca_c, c_n, n_ca = _length(ca, c), _length(c, n), _length(n, next_ca)
   toward = lambda a, b, size: (b - a) / size[..., None]
   back = toward(c, ca, ca_c)
   bond = toward(c, n, c_n)
@@ -101,9 +105,8 @@ def neighbour_distances(
     [...], the sum of the mean errors of CA-CA and of C-N.
   """
   mask, numbers = batch['mask'], batch['numbers']
-  length = lambda a, b: jnp.sqrt(1e-6 + jnp.sum(jnp.square(a - b), axis=-1))
-  ca_ca = lambda x: length(x[..., :-1, 1, :], x[..., 1:, 1, :])
-  c_n = lambda x: length(x[..., :-1, 2, :], x[..., 1:, 0, :])
+  ca_ca = lambda x: _length(x[..., :-1, 1, :], x[..., 1:, 1, :])
+  c_n = lambda x: _length(x[..., :-1, 2, :], x[..., 1:, 0, :])
   is_bound = numbers[..., 1:] - numbers[..., :-1] == 1
   is_bound &= mask[..., :-1, 1:3].all(axis=-1) & mask[..., 1:, :2].all(axis=-1)
   is_bound &= c_n(batch['atoms']) <= LONGEST_BOND

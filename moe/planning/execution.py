@@ -11,7 +11,7 @@ from moe.models.functional import Functional
 from moe.objectives.objective import Objective
 from moe.parallel import mesh, rules
 from moe.runs.counts import head_ids, head_share
-from moe.runs.run import Run, optimizer_of, router_of
+from moe.runs.run import Run, optimizer_of, reserved_of
 from moe.scale import cost, drops, hlo_flops
 from moe.train import state
 from moe.types import MODALITIES, Layout, PyTree
@@ -106,11 +106,10 @@ def buffers(run: Run, num_devices: int) -> list[dict[str, int]]:
 
 def _reserved(run: Run) -> tuple[int, ...]:
   """Number of experts by modality; () unless each expert has one modality."""
-  experts = anatomy(run.model).experts
-  reserved = getattr(router_of(run), 'reserved', ())
-  if not reserved or sum(reserved) != experts.num_experts:
+  reserved = reserved_of(run)
+  if not reserved or sum(reserved) != anatomy(run.model).experts.num_experts:
     return ()
-  return tuple(reserved)
+  return reserved
 
 
 def drops_by_modality(

@@ -71,7 +71,7 @@ def opened(place: str, is_written: bool = False) -> str:
     raise
   # The clients of object stores raise many kinds of errors.
   except Exception as error:
-    reason = ' '.join(str(error).split())[:200] or type(error).__name__
+    reason = outages.reason(error)
     if _is_outage(error):
       raise outages.Outage(f'{place} cannot be used now: {reason}') from error
     raise ValueError(
@@ -161,10 +161,9 @@ class Mirror:
       self._send()
     # The clients of object stores raise many kinds of errors.
     except Exception as error:
-      reason = ' '.join(str(error).split())[:200] or type(error).__name__
       raise outages.Outage(
-        f'{self._url} could not be written: {reason}: run the same command'
-        ' again.'
+        f'{self._url} could not be written: {outages.reason(error)}: run the'
+        ' same command again.'
       ) from error
 
   def _send(self) -> None:

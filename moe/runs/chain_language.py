@@ -96,10 +96,7 @@ def scores(
 def _of_residues(
   trained: TrainedRun, chains: _Chains, command: str
 ) -> list[Score]:
-  held_out = [
-    _without_end(chain_documents.document(trained, record))
-    for record in chains.held_out
-  ]
+  held_out = list(map(_without_end, _documents(trained, chains.held_out)))
   length = max(len(document.tokens) for document in held_out)
   with jax.set_mesh(trained.mesh):
     nats = likelihood.score_documents(
@@ -121,9 +118,7 @@ def _of_masked(
   """Bits of hidden residues, which the model predicts from all others."""
   functional, ids = trained.functional, trained.ids
   score = likelihood.build_scorer(functional)
-  causal = [
-    chain_documents.document(trained, record) for record in chains.held_out
-  ]
+  causal = _documents(trained, chains.held_out)
   nats, texts = np.zeros(len(causal)), [''] * len(causal)
   for number in range(NUM_MASKINGS):
     blocks, inputs = [], []
@@ -210,10 +205,10 @@ def _of_letters(
   ]
 
 
-def _documents(trained: TrainedRun, chains: _Chains) -> list[Document]:
-  return [
-    chain_documents.document(trained, record) for record in chains.held_out
-  ]
+def _documents(
+  trained: TrainedRun, records: Sequence[Record]
+) -> list[Document]:
+  return [chain_documents.document(trained, record) for record in records]
 
 
 def _text(trained: TrainedRun, tokens: np.ndarray) -> str:
@@ -244,7 +239,7 @@ def _num_right(
   """
   ids, functional = trained.ids, trained.functional
   begin = ids.begin('structure')
-  held_out = [chain_documents.document(trained, record) for record in records]
+  held_out = _documents(trained, records)
   inputs = [document.tokens for document in held_out]
   if is_hidden:
     held_out = [chain_documents.as_block(document) for document in held_out]

@@ -79,20 +79,19 @@ def of_language_model(
   Raises:
     ValueError: if the run has no residues, or reads no blocks.
   """
-  stack = trained.functional.module.stack(parent=None)
-  attention = stack.block(parent=None).attention(parent=None)
-  tables = dict(trained.functional.module.extra_tables)
-  longest = min(attention.longest_block, tables.get('place', np.inf) - 1)
+  module = trained.functional.module
+  tables = dict(module.extra_tables)
+  longest = min(module.longest_block, tables.get('place', np.inf) - 1)
   if not trained.ids.sizes['residue'] or longest < protein.SHORTEST:
     raise ValueError(
       'The run must have residues among its ids and read chains as blocks, got'
-      f' {trained.ids} and LONGEST_BLOCK={attention.longest_block}: train with'
+      f' {trained.ids} and LONGEST_BLOCK={module.longest_block}: train with'
       ' runs/chains_cpu.gin.'
     )
   cache_dir = trained.run.data.cache_dir or default_cache_dir()
+  stores = prepare_chains(['chains'], protein.LONGEST, cache_dir)
 
   def chains(split: str) -> list[Chain]:
-    stores = prepare_chains(['chains'], protein.LONGEST, cache_dir)
     found = folding.chains_of(stores, split)
     fit = [chain for chain in found if chain.codes.size <= longest]
     if len(fit) < len(found):
@@ -112,7 +111,7 @@ def of_language_model(
 
 def _num_layers(trained: TrainedRun) -> int:
   """Number of layers, or of periods of layers, whose states are read."""
-  return max(1, trained.functional.module.stack(parent=None).num_periods())
+  return max(1, trained.functional.module.anatomy().num_periods)
 
 
 def _states(trained: TrainedRun, chains: Sequence[Chain]) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ import math
 from moe.modalities.ids import RANGES
 from moe.models.anatomy import anatomy
 from moe.models.functional import Functional
-from moe.runs.run import Run, router_of
+from moe.runs.run import Run, reserved_of
 from moe.scale import cost, orthogonal, topology
 from moe.train.program import Program
 from moe.types import MODALITIES, PyTree
@@ -33,10 +33,9 @@ def reserved_experts(run: Run) -> dict[str, int]:
   A name is such as 'experts_reserved_text'. The result is {} without
   `gates.ModalityGrouped`.
   """
-  reserved = getattr(router_of(run), 'reserved', ())
   return {
     f'experts_reserved_{name}': count
-    for name, count in zip(MODALITIES, reserved, strict=False)
+    for name, count in zip(MODALITIES, reserved_of(run), strict=False)
   }
 
 

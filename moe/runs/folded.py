@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -106,13 +106,10 @@ class FoldingModel:
     recycles = self.recycles if recycles is None else recycles
     bounds.at_least(0, '--recycles', recycles, '0 reads no result again')
     self.check_memory(sequences, memory_limit)
-    by_bucket = {}
-    for name, sequence in sequences.items():
-      size = next(b for b in BUCKETS if b >= len(sequence))
-      by_bucket.setdefault(size, []).append((name, sequence))
-    for size in sorted(by_bucket):
+    named = list(sequences.items())
+    for size, numbers in _by_bucket(map(len, sequences.values())):
       rows = max(1, _PAIRS_AT_ONCE // size**2)
-      wanted = by_bucket[size]
+      wanted = [named[number] for number in numbers]
       rows = min(rows, len(wanted))
       for first in range(0, len(wanted), rows):
         part = wanted[first : first + rows]
@@ -120,11 +117,8 @@ class FoldingModel:
 
   def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
     """The trunk's state of each residue, [I, D] for each chain."""
-    found, by_bucket = {}, {}
-    for number, chain in enumerate(chains):
-      size = next(b for b in BUCKETS if b >= chain.codes.size)
-      by_bucket.setdefault(size, []).append(number)
-    for size, numbers in by_bucket.items():
+    found = {}
+    for size, numbers in _by_bucket(chain.codes.size for chain in chains):
       rows = max(1, _RESIDUES_AT_ONCE // size)
       for first in range(0, len(numbers), rows):
         part = numbers[first : first + rows]
@@ -235,6 +229,15 @@ class FoldingModel:
         found['distances'][square],
         float(found['tm'][row]),
       )
+
+
+def _by_bucket(lengths: Iterable[int]) -> list[tuple[int, list[int]]]:
+  """(size of a bucket, numbers of its chains), the smallest bucket first."""
+  found = {}
+  for number, length in enumerate(lengths):
+    size = next(b for b in BUCKETS if b >= length)
+    found.setdefault(size, []).append(number)
+  return sorted(found.items())
 
 
 def _confidence(found: Folded, valid: Array) -> dict[str, Array]:

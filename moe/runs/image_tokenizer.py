@@ -260,9 +260,7 @@ def check_model(tokenizer: ImageTokenizer, model: Decoder) -> None:
         f'EXTRA_TABLES: {name}={tables[name]} must be at least {least} because'
         f' {wanted}'
       )
-  # With parent=None this is not a submodule; only a size is read.
-  block = model.stack(parent=None).block(parent=None)
-  longest = block.attention(parent=None).longest_block
+  longest = model.longest_block
   if longest < height * width:
     raise ValueError(
       f'LONGEST_BLOCK={longest} must be at least {height * width} because'

@@ -269,6 +269,11 @@ def check_rates(run: Run) -> None:
     )
 
 
+def reserved_of(run: Run) -> tuple[int, ...]:
+  """Numbers of experts that a layer reserves for each modality; () for none."""
+  return tuple(getattr(router_of(run), 'reserved', ()))
+
+
 def router_of(run: Run) -> Router | None:
   """The router of a run's sparse layers; None for a dense model."""
   experts = anatomy(run.model).experts

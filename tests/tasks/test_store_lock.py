@@ -66,6 +66,7 @@ def test_the_file_of_a_killed_process_of_this_host_is_replaced(directory):
     f.write(own)
   with store_lock.held(directory):
     pass
+  assert not pathlib.Path(owner_file(directory)).exists()
 
 
 @without_locks
