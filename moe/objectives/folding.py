@@ -49,7 +49,8 @@ class Factors:
     smooth_lddt: 1 - smooth lDDT of CA atoms.
     local_distances: error of distances between backbone atoms of residues that
       are close in the sequence.
-    neighbours: wrong distances CA-CA and C-N of neighbours.
+    neighbours: wrong distances CA-CA and C-N of neighbours. With 1, this term
+      outweighs FAPE from the first step, and not even one chain is learned.
     fape: FAPE of backbone frames, averaged over the layers of the structure
       module.
     all_atom_fape: FAPE of all atoms after the last layer.
@@ -65,7 +66,7 @@ class Factors:
   distogram: float = 0.5
   smooth_lddt: float = 1.0
   local_distances: float = 0.5
-  neighbours: float = 1.0
+  neighbours: float = 0.1
   fape: float = 1.0
   all_atom_fape: float = 0.0
   torsions: float = 0.5

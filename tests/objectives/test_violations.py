@@ -115,7 +115,8 @@ def test_violations_count_in_the_last_fifth_of_the_steps(name):
 
   run = configuration.read([f'runs/{name}.gin'], []).run
   keywords = run.objective.keywords
-  assert keywords['factors'].violations == folding.Factors().neighbours == 1
+  assert keywords['factors'].violations == 1
+  assert folding.Factors().neighbours == 0.1
   steps = run.settings.train_steps
   assert keywords['violations_from'] == steps * 0.8
   assert keywords['violations_full'] == steps * 0.9
