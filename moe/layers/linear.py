@@ -3,8 +3,10 @@
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from moe.layers.product import einsum
 from moe.types import Array
 
 INITS = {
@@ -15,7 +17,7 @@ INITS = {
 
 
 class Linear(nn.Module):
-  """A linear layer over the last dim, which it replaces by one or more dims.
+  """A linear layer over one dim, which it replaces by one or more dims.
 
   Attributes:
     features: shape of the new dims.
@@ -24,7 +26,7 @@ class Linear(nn.Module):
     start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
       'zero'.
     dtype: compute dtype; parameters are float32.
-    is_first: whether the new dims are the first ones of the result.
+    is_first: whether the dim is the first of the input, not the last.
   """
 
   features: tuple[int, ...]
@@ -35,12 +37,13 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """Applies the layer to [..., in].
+    """Applies the layer to [..., in], or with `is_first` to [in, ...].
 
     Returns:
       [..., *features], or [*features, ...] with `is_first`.
     """
-    shape = (x.shape[-1], math.prod(self.features))
+    width = x.shape[0 if self.is_first else -1]
+    shape = (width, math.prod(self.features))
 
     def init_kernel(key, whole, dtype):
       return INITS[self.start](key, shape, dtype).reshape(whole)
@@ -49,7 +52,7 @@ class Linear(nn.Module):
     kernel = self.param(
       'kernel',
       named(init_kernel, self.logical),
-      (x.shape[-1], *self.features),
+      (width, *self.features),
       jnp.float32,
     )
     bias = self.param(
@@ -62,11 +65,12 @@ class Linear(nn.Module):
     # round x and the kernel to fewer bits.
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype).reshape(shape)
     bias = bias.astype(self.dtype)
+    rest = 'abcdefgh'[: x.ndim - 1]
     if self.is_first:
-      y = jnp.tensordot(kernel, x, ((0,), (x.ndim - 1,)), precision='highest')
+      y = einsum(f'xy,x{rest}->y{rest}', kernel, x, 'highest')
       bias = bias.reshape(*self.features, *(1,) * (x.ndim - 1))
-      return y.reshape(*self.features, *x.shape[:-1]) + bias
-    y = jnp.dot(x, kernel, precision='highest')
+      return y.reshape(*self.features, *x.shape[1:]) + bias
+    y = einsum(f'{rest}x,xy->{rest}y', x, kernel, 'highest')
     return y.reshape(*x.shape[:-1], *self.features) + bias
 
 
@@ -92,8 +96,38 @@ class LayerNorm(nn.Module):
     bias = self.param('bias', named(zeros, (self.axis,)), size, jnp.float32)
     is_short = jnp.finfo(self.dtype).bits < 32
     wide = jnp.float32 if is_short else self.dtype
-    x = x.astype(wide)
-    x = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
-    x = x / jnp.sqrt(variance + 1e-5)
-    return (x * scale.astype(wide) + bias.astype(wide)).astype(self.dtype)
+    y = _normalised(x.astype(wide), scale.astype(wide), bias.astype(wide))
+    return y.astype(self.dtype)
+
+
+@jax.custom_vjp
+def _normalised(x: Array, scale: Array, bias: Array) -> Array:
+  """Normalises the last dim of [..., D]; the scale and the bias are [D].
+
+  The backward pass is written out, since XLA:CPU computes what automatic
+  differentiation makes in more passes over arrays of the size of x.
+  """
+  return _normalised_fwd(x, scale, bias)[0]
+
+
+def _normalised_fwd(
+  x: Array, scale: Array, bias: Array
+) -> tuple[Array, tuple[Array, ...]]:
+  mean = jnp.mean(x, axis=-1, keepdims=True)
+  variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+  inverse = jax.lax.rsqrt(variance + 1e-5)
+  return (x - mean) * inverse * scale + bias, (x, mean, inverse, scale)
+
+
+def _normalised_bwd(
+  saved: tuple[Array, ...], dy: Array
+) -> tuple[Array, Array, Array]:
+  x, mean, inverse, scale = saved
+  unit, d_unit = (x - mean) * inverse, dy * scale
+  along = jnp.mean(d_unit * unit, axis=-1, keepdims=True)
+  dx = d_unit - jnp.mean(d_unit, axis=-1, keepdims=True) - unit * along
+  rows = tuple(range(x.ndim - 1))
+  return inverse * dx, jnp.sum(dy * unit, axis=rows), jnp.sum(dy, axis=rows)
+
+
+_normalised.defvjp(_normalised_fwd, _normalised_bwd)

@@ -37,8 +37,7 @@ class TriangleMultiplication(nn.Module):
   """Updates pair (i, j) from the other two edges of all triangles i, j, k.
 
   Unlike in the paper, both directions read the same pairs, and their results
-  are added. So one matrix product makes the factors and gates of both. With one
-  direction, the layer is the paper's algorithm.
+  are added. With one direction, the layer is the paper's algorithm.
 
   Attributes:
     directions: `OUTGOING` multiplies the edges (i, k) and (j, k), `INCOMING`
@@ -54,39 +53,47 @@ class TriangleMultiplication(nn.Module):
   @nn.compact
   def __call__(self, pair_BIJZ: Array, valid_BI: Array) -> Array:
     """Computes the update [B, I, J, Z], which is added to the pairs."""
-    Z = pair_BIJZ.shape[-1]
-    C = self.width or Z
-    x = LayerNorm(axes.LATENT, self.dtype, name='norm_in')(pair_BIJZ)
-    # Values of two factors, their gates, and the gate of the result. Channels
-    # come first, so that no product has to move them there.
-    count = len(self.directions)
-    every = Linear(
-      (count, 4 * C + Z),
-      (axes.LATENT, None, axes.MLP),
-      dtype=self.dtype,
-      is_first=True,
-      name='factors',
-    )(x)
+    width = self.width or pair_BIJZ.shape[-1]
+    x = LayerNorm(axes.LATENT, self.dtype, name='norm')(pair_BIJZ)
     is_pair = valid_BI[:, :, None] & valid_BI[:, None]
-    total = 0
-    for i, direction in enumerate(self.directions):
-      one, two, gate_one, gate_two, gate = jnp.split(
-        every[i], [C, 2 * C, 3 * C, 4 * C]
-      )
-      one = jnp.where(is_pair, one * jax.nn.sigmoid(gate_one), 0)
-      two = jnp.where(is_pair, two * jax.nn.sigmoid(gate_two), 0)
-      y = jnp.moveaxis(jnp.einsum(_SUMS[direction], one, two), 0, -1)
-      y = LayerNorm(axes.LATENT, self.dtype, name=f'norm_{direction}')(y)
-      out = Linear(
-        (Z,),
-        (axes.MLP, axes.LATENT),
-        'zero',
-        self.dtype,
-        is_first=True,
-        name=direction,
-      )
-      total += out(y) * jax.nn.sigmoid(gate)
-    return jnp.moveaxis(total, 0, -1)
+    return sum(
+      _Direction(_SUMS[name], width, self.dtype, name=name)(x, is_pair)
+      for name in self.directions
+    )
+
+
+class _Direction(nn.Module):
+  """One direction of triangle multiplication, after the norm of the pairs.
+
+  Attributes:
+    subscripts: the product of two factors.
+    width: C.
+    dtype: compute dtype.
+  """
+
+  subscripts: str
+  width: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x_BIJZ: Array, is_pair_BIJ: Array) -> Array:
+    """Computes the update [B, I, J, Z]."""
+    Z, C = x_BIJZ.shape[-1], self.width
+    # Factors have their channels first, so their product moves no array.
+    x_ZBIJ = jnp.moveaxis(x_BIJZ, -1, 0)
+    first = lambda name: Linear(
+      (C,), (axes.LATENT, axes.MLP), dtype=self.dtype, is_first=True, name=name
+    )(x_ZBIJ)
+    one, two = (
+      jnp.where(is_pair_BIJ, first(n) * jax.nn.sigmoid(first(f'{n}_gate')), 0)
+      for n in ('one', 'two')
+    )
+    y = jnp.moveaxis(jnp.einsum(self.subscripts, one, two), 0, -1)
+    y = LayerNorm(axes.LATENT, self.dtype, name='norm')(y)
+    last = functools.partial(Linear, (Z,), dtype=self.dtype)
+    gate = last((axes.LATENT, None), name='gate')(x_BIJZ)
+    out = last((axes.MLP, axes.LATENT), 'zero', name='out')(y)
+    return out * jax.nn.sigmoid(gate)
 
 
 class GatedAttention(nn.Module):

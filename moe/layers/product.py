@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from moe.types import Array
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(subscripts: str, a: Array, b: Array) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(
+  subscripts: str, a: Array, b: Array, precision: str | None = None
+) -> Array:
   """`jnp.einsum` of two arrays; the gradient of each operand is an einsum, too.
 
   Automatic differentiation writes the gradient of the second operand as the
@@ -22,33 +24,39 @@ def einsum(subscripts: str, a: Array, b: Array) -> Array:
       the three.
     a: first operand.
     b: second operand, of the same dtype.
+    precision: 'highest' keeps an accelerator from rounding the operands, in
+      the gradients, too.
 
   Returns:
     The product, in the dtype of the operands.
   """
-  return jnp.einsum(subscripts, a, b)
+  return jnp.einsum(subscripts, a, b, precision=precision)
 
 
 def _einsum_fwd(
-  subscripts: str, a: Array, b: Array
+  subscripts: str, a: Array, b: Array, precision: str | None
 ) -> tuple[Array, tuple[Array, Array]]:
-  return jnp.einsum(subscripts, a, b), (a, b)
+  return jnp.einsum(subscripts, a, b, precision=precision), (a, b)
 
 
 def _einsum_bwd(
-  subscripts: str, operands: tuple[Array, Array], dy: Array
+  subscripts: str,
+  precision: str | None,
+  operands: tuple[Array, Array],
+  dy: Array,
 ) -> tuple[Array, Array]:
   a, b = operands
+  product = functools.partial(jnp.einsum, precision=precision)
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
-  da = jnp.einsum(f'{result},{second}->{first}', dy, b)
+  da = product(f'{result},{second}->{first}', dy, b)
   # We choose an order of letters with which `jnp.einsum` does not swap its
   # operands. With another order XLA:CPU would transpose dy, which is large if b
   # is an output head.
   kept = [letter for letter in first if letter in second]
   kept += [x for x in result if x in second and x not in first]
   order = ''.join(kept)
-  db = jnp.einsum(f'{first},{result}->{order}', a, dy)
+  db = product(f'{first},{result}->{order}', a, dy)
   return da, jnp.einsum(f'{order}->{second}', db)
 
 

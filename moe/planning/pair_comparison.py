@@ -3,8 +3,9 @@
 AlphaFold updates pairs by one direction of triangle multiplication, then by the
 other, and makes each factor, gate, query, key and value by a product of its own
 (Jumper et al. 2021, supplement 1.6,
-https://doi.org/10.1038/s41586-021-03819-2). `moe.layers.pairs` multiplies in
-both directions at once, and joins the products that read the same input.
+https://doi.org/10.1038/s41586-021-03819-2). `moe.layers.pairs` lets both
+directions read the same pairs, has the channels of factors first, and writes
+out the gradients of its linear layers and norms.
 """
 
 import argparse
@@ -31,7 +32,7 @@ _SUMS = {
   pairs.OUTGOING: 'BIkC,BJkC->BIJC',
   pairs.INCOMING: 'BkIC,BkJC->BIJC',
 }
-_FACTORS = ('one', 'two', 'gate_one', 'gate_two', 'gate')
+_FACTORS = ('one', 'two', 'one_gate', 'two_gate', 'gate')
 _PROJECTIONS = ('query', 'key', 'value', 'gate')
 
 
@@ -62,18 +63,8 @@ def separated(params: PyTree) -> PyTree:
   """Divides the parameters of our layers into those of AlphaFold's layers."""
   found = {'transition': params['transition']}
   triangles = params['triangles']
-  factors = triangles['factors']
-  width = triangles['norm_in']['scale'].size
-  for i, direction in enumerate((pairs.OUTGOING, pairs.INCOMING)):
-    split = lambda x, i=i: np.split(
-      x[..., i, :], [width, 2 * width, 3 * width, 4 * width], axis=-1
-    )
-    found[direction] = {
-      'norm_in': triangles['norm_in'],
-      'norm_out': triangles[f'norm_{direction}'],
-      'out': triangles[direction],
-      **_named(_FACTORS, split(factors['kernel']), split(factors['bias'])),
-    }
+  for direction in (pairs.OUTGOING, pairs.INCOMING):
+    found[direction] = {'norm_in': triangles['norm'], **triangles[direction]}
   for name in (n for n in params if n.startswith('attention')):
     both = params[name]['attention']
     flat = lambda x: x.reshape(*x.shape[:-2], -1)
@@ -120,13 +111,13 @@ def multiplication(
 ) -> Array:
   """The update of AlphaFold's Algorithm 11 or 12, with separate projections."""
   x = _norm(params['norm_in'], pair_BIJZ)
-  one, two, gate_one, gate_two, gate = (
+  one, two, one_gate, two_gate, gate = (
     _linear(params[name], x) for name in _FACTORS
   )
   is_pair = (valid_BI[:, :, None] & valid_BI[:, None])[..., None]
-  one = jnp.where(is_pair, one * jax.nn.sigmoid(gate_one), 0)
-  two = jnp.where(is_pair, two * jax.nn.sigmoid(gate_two), 0)
-  y = _norm(params['norm_out'], jnp.einsum(_SUMS[direction], one, two))
+  one = jnp.where(is_pair, one * jax.nn.sigmoid(one_gate), 0)
+  two = jnp.where(is_pair, two * jax.nn.sigmoid(two_gate), 0)
+  y = _norm(params['norm'], jnp.einsum(_SUMS[direction], one, two))
   return _linear(params['out'], y) * jax.nn.sigmoid(gate)
 
 

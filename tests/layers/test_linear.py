@@ -1,10 +1,12 @@
-"""The layer norm keeps the digits that its result needs."""
+"""Linear layers over the first and the last dim; layer norms."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from moe.layers.linear import LayerNorm
+from moe.layers.linear import LayerNorm, Linear
 
 
 def test_a_norm_in_bfloat16_has_the_statistics_of_float32():
@@ -17,3 +19,43 @@ def test_a_norm_in_bfloat16_has_the_statistics_of_float32():
   # The results are below 4, where bfloat16 has steps of 1/64.
   assert np.abs(whole).max() < 4
   assert np.abs(short.astype(jnp.float32) - whole).max() <= 1 / 128
+
+
+def by_autodiff(x, scale, bias):
+  """The layer norm as its definition; its gradients are JAX's."""
+  centred = x - x.mean(axis=-1, keepdims=True)
+  deviation = jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-5)
+  return centred / deviation * scale + bias
+
+
+def test_the_gradients_of_a_norm_are_those_of_its_definition():
+  random = np.random.RandomState(0)
+  x, weight = random.randn(2, 2, 3, 5).astype('f4')
+  scale, bias = random.randn(2, 5).astype('f4')
+
+  def ours(x, scale, bias):
+    params = {'scale': scale, 'bias': bias}
+    return LayerNorm('embed').apply({'params': params}, x)
+
+  found, expected = (
+    jax.grad(lambda *given, f=f: jnp.sum(f(*given) * weight), (0, 1, 2))(
+      x, scale, bias
+    )
+    for f in (ours, by_autodiff)
+  )
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('features', [(4,), (2, 3)])
+def test_a_layer_over_the_first_dim_is_that_over_the_last(features):
+  x = np.random.RandomState(0).randn(2, 3, 5).astype('f4')
+  logical = ('embed', *[None] * len(features))
+  last = Linear(features, logical)
+  params = nn.unbox(last.init(jax.random.key(0), x))
+  turned = np.moveaxis(x, -1, 0)
+  y = Linear(features, logical, is_first=True).apply(params, turned)
+  ends = range(-len(features), 0)
+  expected = jnp.moveaxis(last.apply(params, x), ends, range(len(features)))
+  assert y.shape == (*features, 2, 3)
+  np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)

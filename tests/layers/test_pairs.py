@@ -51,14 +51,21 @@ def check(layer, params, known, dtype):
 def test_triangle_multiplication_gives_the_known_output(case, direction, dtype):
   known = protein_data.case(case)
   param = known['param']
-  names = ['a_p', 'b_p', 'a_g', 'b_g', 'g']
-  kernel, bias = kernels(param, [f'linear_{n}' for n in names])
-  out_kernel, out_bias = kernels(param, ['linear_z'])
+  names = {
+    'one': 'a_p',
+    'two': 'b_p',
+    'one_gate': 'a_g',
+    'two_gate': 'b_g',
+    'gate': 'g',
+    'out': 'z',
+  }
+  linear = {}
+  for ours, theirs in names.items():
+    kernel, bias = kernels(param, [f'linear_{theirs}'])
+    linear[ours] = {'kernel': kernel, 'bias': bias}
   params = {
-    'norm_in': norm(param, 'layer_norm_in'),
-    'factors': {'kernel': kernel[:, None], 'bias': bias[None]},
-    f'norm_{direction}': norm(param, 'layer_norm_out'),
-    direction: {'kernel': out_kernel, 'bias': out_bias},
+    'norm': norm(param, 'layer_norm_in'),
+    direction: {'norm': norm(param, 'layer_norm_out'), **linear},
   }
   layer = pairs.TriangleMultiplication((direction,), 6, dtype)
   check(layer, params, known, dtype)

@@ -1,5 +1,7 @@
 """Our einsum and its gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +59,11 @@ def test_shape_and_dtype():
   )
   assert y == jax.ShapeDtypeStruct((2, 3, 5), jnp.bfloat16)
   assert gradients == (a, b)
+
+
+def test_the_products_of_gradients_have_the_given_precision():
+  a, b = jnp.ones((2, 3)), jnp.ones((3, 4))
+  loss = lambda a, b: einsum('MD,DF->MF', a, b, 'highest').sum()
+  jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(a, b)
+  found = re.findall(r'dot_general\[.*?precision=(.*?)\n', str(jaxpr), re.S)
+  assert len(found) == 3 and all('HIGHEST' in one for one in found)
