@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from launch import runtime
 from launch.configs import configuration, flags
 from launch.later import Later
+from moe import bounds
 from moe.modalities import sequences
 
 fold_files = Later('moe.report.fold_files')
@@ -32,6 +33,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--out', required=True, metavar='DIR', help='where files are written')
   add('--samples', type=int, default=1, help='more than 1: with dropout')
   add('--seed', type=int, default=0, help='of the samples')
+  text = 'steps that mend bonds and clashes; 0 writes what the model gives'
+  add('--relax_steps', type=int, default=500, help=f'{text} (default: 500)')
   return parser.parse_args(argv)
 
 
@@ -41,6 +44,8 @@ def fold(args: argparse.Namespace) -> int:
     given = {'sequence': sequences.cleaned(args.sequence, '--sequence')}
   else:
     given = sequences.read_fasta(args.fasta, '--fasta')
+  steps = args.relax_steps
+  bounds.at_least(0, '--relax_steps', steps, '0 changes no structure')
   run = configuration.load_other_run(
     args.checkpoint, configuration.FOLDING_MODEL
   )
@@ -49,8 +54,14 @@ def fold(args: argparse.Namespace) -> int:
   needed = model.check_memory(given, args.memory)
   runtime.log(f'{len(given)} chains; the longest needs about {needed:.1f} GB')
   counts = args.recycles, args.samples
-  found = folded.samples(model, given, counts, args.memory, args.seed)
-  for line in fold_files.write(pathlib.Path(args.out), model.origin, found):
+  found = (
+    one._replace(chain=folded.relaxed(one.chain, steps))
+    for one in folded.samples(model, given, counts, args.memory, args.seed)
+  )
+  origin = model.origin
+  if steps:
+    origin = origin._replace(model=f'{origin.model}, relaxed in {steps} steps')
+  for line in fold_files.write(pathlib.Path(args.out), origin, found):
     print(line, flush=True)
   return 0
 

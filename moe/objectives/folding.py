@@ -28,7 +28,6 @@ _OF_CHAINS = (
   'distogram',
   'smooth_lddt',
   'local_distances',
-  'neighbours',
   'fape',
   'all_atom_fape',
   'torsions',
@@ -49,8 +48,6 @@ class Factors:
     smooth_lddt: 1 - smooth lDDT of CA atoms.
     local_distances: error of distances between backbone atoms of residues that
       are close in the sequence.
-    neighbours: wrong distances CA-CA and C-N of neighbours. With 1, this term
-      outweighs FAPE from the first step, and not even one chain is learned.
     fape: FAPE of backbone frames, averaged over the layers of the structure
       module.
     all_atom_fape: FAPE of all atoms after the last layer.
@@ -66,7 +63,6 @@ class Factors:
   distogram: float = 0.5
   smooth_lddt: float = 1.0
   local_distances: float = 0.5
-  neighbours: float = 0.1
   fape: float = 1.0
   all_atom_fape: float = 0.0
   torsions: float = 0.5
@@ -290,9 +286,6 @@ def terms(
     ),
     'aligned_errors': lambda: _error_loss(
       found.errors, (frames, true_frames), (ca, true_ca), known
-    ),
-    'neighbours': lambda: violations.neighbour_distances(
-      codes, batch, found.atoms
     ),
     'violations': lambda: violations.loss(
       codes, batch, found.atoms, factors.all_atom_fape > 0

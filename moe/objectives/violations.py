@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from moe.modalities import residues
-from moe.modalities.protein import LONGEST_BOND
 from moe.objectives.structure_losses import distances, mean
 from moe.types import Array, Batch
 
@@ -20,12 +19,9 @@ from moe.types import Array, Batch
 _BOND, _BOND_PROLINE = (1.329, 0.014), (1.341, 0.016)
 _CA_C_N, _C_N_CA = (-0.4473, 0.0311), (-0.5203, 0.0353)
 _PROLINE = residues.LETTERS.index('P')
-# (value, standard deviation) of the distance in Angstrom between the CA atoms
-# of neighbours, across a trans bond and across a cis bond. They are those of
-# the 172,787 bonds of the training chains, of which 0.2% are cis.
-_CA_CA, _CA_CA_CIS = (3.807, 0.028), (2.95, 0.07)
-# In Angstrom. A bond is cis if the true CA atoms are nearer than this.
-_CIS = 3.4
+# Distance in Angstrom between the CA atoms of neighbours across a trans bond.
+# It is the mean of the training chains, in which 0.2% of the bonds are cis.
+_CA_CA = 3.807
 # In Angstrom. In the training chains, one in 2,500 CA atoms is nearer than this
 # to a CA atom that is not of a neighbour.
 LEAST_CA = 3.6
@@ -85,43 +81,31 @@ def bond_violations(
   return (first + second) / 2, before | after
 
 
-def neighbour_distances(
-  codes: Array, batch: Batch, atoms: Array, tolerance: float = 3
-) -> Array:
-  """How wrong the distances CA-CA and C-N of neighbours are, in Angstrom.
-
-  A distance is right within `tolerance` standard deviations of its value in
-  crystals. Whether a bond is cis is read from the true atoms, since about one
-  in 20 bonds before proline is cis.
+def neighbour_errors(
+  codes: Array, numbers: Array, atoms: Array, mask: Array
+) -> tuple[Array, Array]:
+  """How wrong the distances of neighbours are, if no bond is cis.
 
   Args:
     codes: int32 [..., I].
-    batch: has `numbers` [..., I], and true `atoms` and their `mask`. A bond
-      counts if all its atoms are known and its true atoms have no break.
-    atoms: [..., I, P, 3] in Angstrom, predicted; the first atoms are N, CA, C.
-    tolerance: number of standard deviations below which an error is ignored.
+    numbers: int32 [..., I], places in the sequence.
+    atoms: [..., I, P, 3] in Angstrom; the first atoms are N, CA and C.
+    mask: bool [..., I, P].
 
   Returns:
-    [...], the sum of the mean errors of CA-CA and of C-N.
+    (errors of CA-CA, errors of C-N), each [..., I - 1] in Angstrom. An error is
+    0 between residues that are no neighbours or lack an atom.
   """
-  mask, numbers = batch['mask'], batch['numbers']
-  ca_ca = lambda x: _length(x[..., :-1, 1, :], x[..., 1:, 1, :])
-  c_n = lambda x: _length(x[..., :-1, 2, :], x[..., 1:, 0, :])
   is_bound = numbers[..., 1:] - numbers[..., :-1] == 1
   is_bound &= mask[..., :-1, 1:3].all(axis=-1) & mask[..., 1:, :2].all(axis=-1)
-  is_bound &= c_n(batch['atoms']) <= LONGEST_BOND
-  is_cis = ca_ca(batch['atoms']) < _CIS
+  ca_ca = _length(atoms[..., :-1, 1, :], atoms[..., 1:, 1, :])
+  c_n = _length(atoms[..., :-1, 2, :], atoms[..., 1:, 0, :])
   is_proline = codes[..., 1:] == _PROLINE
-  total = 0.0
-  for found, chosen, (usual, rare) in (
-    (ca_ca(atoms), is_cis, (_CA_CA, _CA_CA_CIS)),
-    (c_n(atoms), is_proline, (_BOND, _BOND_PROLINE)),
-  ):
-    wanted = jnp.where(chosen, rare[0], usual[0])
-    spread = jnp.where(chosen, rare[1], usual[1])
-    beyond = jax.nn.relu(jnp.abs(found - wanted) - tolerance * spread)
-    total += mean(beyond, is_bound)
-  return total
+  bond = jnp.where(is_proline, _BOND_PROLINE[0], _BOND[0])
+  return (
+    jnp.where(is_bound, ca_ca - _CA_CA, 0),
+    jnp.where(is_bound, c_n - bond, 0),
+  )
 
 
 def crowding(

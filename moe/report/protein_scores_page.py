@@ -61,8 +61,8 @@ def as_text(found: Sequence[ChainScores], command: str) -> str:
       f'{score.name:50}{score.value:.3f}'
       for name, kind, score, _ in rows
       if name == group
-      and kind == protein_scores.MODEL
-      and score.name.removeprefix('model: ') not in names
+      and kind in (protein_scores.MODEL, protein_scores.RELAXED)
+      and score.name.removeprefix(f'{kind}: ') not in names
     ]
   known = protein_scores.confidence(found)
   lines += [

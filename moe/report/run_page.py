@@ -97,7 +97,6 @@ _FOLDING = tuple(
     ('distogram', 'Distogram [nats]'),
     ('smooth_lddt', '1 - smooth lDDT'),
     ('local_distances', 'Local distances'),
-    ('neighbours', 'Wrong CA-CA and C-N of neighbours [Å]'),
     ('torsions', 'Torsion angles'),
     ('torsion_lengths', 'Lengths of torsion vectors'),
     ('plddt', 'Cross-entropy of pLDDT [nats]'),

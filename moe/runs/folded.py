@@ -21,6 +21,7 @@ from moe.modalities.protein import Chain
 from moe.modalities.structure_writing import Origin
 from moe.models.folding import Folded
 from moe.models.functional import FoldingFunctional
+from moe.objectives import relaxation
 from moe.objectives import structure_losses as losses
 from moe.runs.folding_run import FoldingRun
 from moe.types import Array, Batch, PyTree
@@ -32,6 +33,8 @@ BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 _PAIRS_AT_ONCE = 8 * 96 * 96
 # Residues in a batch of which only the trunk's states are read.
 _RESIDUES_AT_ONCE = 4096
+# Steps of relaxation, unless `launch.fold` is told another number.
+_RELAX_STEPS = 500
 # Two residues touch if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 
@@ -266,6 +269,38 @@ def unfolded(name: str, sequence: str) -> Chain:
     np.zeros((codes.size, residues.ATOM14, 3), np.float32),
     np.zeros((codes.size, residues.ATOM14), bool),
   )
+
+
+def padded(chain: Chain) -> tuple[np.ndarray, ...]:
+  """(codes, numbers, mask, atoms) of a chain; the backbone, if it has no more.
+
+  The arrays are padded to the next of `BUCKETS`, since JAX compiles a program
+  for each shape.
+  """
+  size = chain.codes.size
+  more = next(b for b in BUCKETS if b >= size) - size
+  slots = slice(None if chain.has_side_chains else len(residues.BACKBONE))
+  atoms, mask = chain.atoms[:, slots], chain.mask[:, slots]
+  return tuple(
+    np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
+    for x in (chain.codes, chain.numbers, mask, atoms)
+  )
+
+
+def relaxed(chain: Chain, steps: int = _RELAX_STEPS) -> Chain:
+  """The chain after relaxation, see `moe.objectives.relaxation`.
+
+  Args:
+    chain: a chain with all backbone atoms.
+    steps: number of steps; 0 changes nothing.
+  """
+  if not steps:
+    return chain
+  codes, numbers, mask, atoms = padded(chain)
+  moved = np.asarray(relaxation.relaxed(codes, numbers, mask, atoms, steps))
+  atoms = chain.atoms.copy()
+  atoms[:, : moved.shape[1]] = moved[: len(atoms)]
+  return chain._replace(atoms=atoms)
 
 
 def load(run: FoldingRun, directory: str) -> FoldingModel:

@@ -9,18 +9,20 @@ import numpy as np
 from moe.evaluate import structure_baselines as baselines
 from moe.evaluate import structures
 from moe.evaluate.score import Score
-from moe.modalities import protein, residues, torsions
+from moe.modalities import protein, torsions
 from moe.modalities.protein import Chain
 from moe.objectives import violations
-from moe.runs.folded import BUCKETS, FoldingModel, Prediction
+from moe.runs.folded import FoldingModel, Prediction, padded, relaxed
 from moe.types import Array
 
 MODEL, HELIX, RANDOM, NEAREST = 'model', 'helix', 'random', 'nearest chain'
+# The structures of the model after relaxation.
+RELAXED = 'relaxed'
 # These two kinds have only scores of contacts. The first is how often residues
 # touch at each separation in the training chains. The second is what the model
 # predicts for the residues in a random order.
 SEPARATION, SHUFFLED = 'separation', 'shuffled'
-KINDS = (MODEL, HELIX, RANDOM, NEAREST, SEPARATION, SHUFFLED)
+KINDS = (MODEL, RELAXED, HELIX, RANDOM, NEAREST, SEPARATION, SHUFFLED)
 _UNITS = {'RMSD': 'Angstrom', 'mirror RMSD - RMSD': 'Angstrom'}
 _LOWER = (
   'RMSD',
@@ -144,8 +146,9 @@ def _of_chain(
   true, size = chain.atoms[:, 1].astype(np.float64), chain.codes.size
   near = baselines.nearest(chain, training[0])
   found, shuffled = folds
-  points = {
-    MODEL: found.chain.atoms[:, 1].astype(np.float64),
+  made = {MODEL: found.chain, RELAXED: relaxed(found.chain)}
+  points = {kind: x.atoms[:, 1].astype(np.float64) for kind, x in made.items()}
+  points |= {
     HELIX: baselines.helix(size),
     RANDOM: baselines.random_walk(size, number),
     NEAREST: near.points,
@@ -165,7 +168,8 @@ def _of_chain(
     for part, least in _CONTACTS:
       name = f'contacts P@L/{part}, separation >= {least}'
       of_kind[name] = structures.contact_precision(score, cb, least, part)
-  scores[MODEL] |= _violations(found.chain)
+  for kind, folded in made.items():
+    scores[kind] |= _violations(folded)
   scores[MODEL]['pLDDT'] = float(found.plddt.mean())
   lddt = structures.lddt_by_residue(points[MODEL], true)
   return ChainScores(
@@ -189,15 +193,8 @@ def _violated(*chain: Array) -> tuple[Array, Array]:
 def _violations(chain: Chain) -> dict[str, float]:
   """Shares of residues with violations, as AlphaFold 2 defines them."""
   size = chain.codes.size
-  slots = slice(None if chain.has_side_chains else len(residues.BACKBONE))
-  atoms, mask = chain.atoms[:, slots], chain.mask[:, slots]
-  # Chains are padded, since JAX compiles for each shape.
-  more = next(b for b in BUCKETS if b >= size) - size
-  padded = (
-    np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
-    for x in (chain.codes, chain.numbers, atoms, mask)
-  )
-  bonds, clashes = _violated(*padded)
+  codes, numbers, mask, atoms = padded(chain)
+  bonds, clashes = _violated(codes, numbers, atoms, mask)
   return {
     'wrong peptide bond': float(np.mean(bonds[:size])),
     'clashing residue': float(np.mean(clashes[:size])),

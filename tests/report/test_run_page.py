@@ -291,7 +291,7 @@ def test_scores_of_other_documents_do_not_count(tmp_path):
 
 def test_a_folding_run_has_its_score_and_a_figure_for_each_term(tmp_path):
   step = {'loss': 3.0, 'lddt': 0.25, 'lddt_mean': 0.15, 'fape': 1.5}
-  step |= {'neighbours': 0.5, 'ca_clashes': 0.1, 'mirror_is_worse': 0.5}
+  step |= {'ca_clashes': 0.1, 'mirror_is_worse': 0.5}
   for name, records in (
     ('log', [step] * 2),
     ('eval', [{'eval': {'chains': {'lddt_mean': x}}} for x in (0.2, 0.4)]),
@@ -304,7 +304,6 @@ def test_a_folding_run_has_its_score_and_a_figure_for_each_term(tmp_path):
   assert 'bits per character' not in page
   for title in (
     'FAPE of backbone frames',
-    'Wrong CA-CA and C-N of neighbours',
     'Share of other CA pairs below 3 Å',
     'Share of chains whose mirror image fits worse',
   ):
