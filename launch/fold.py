@@ -4,7 +4,10 @@ r"""Folds proteins: python -m launch.fold --checkpoint=DIR --out=DIR ...
   --checkpoint=runs/fold --fasta=chains.fasta --out=folded --recycles=3
 
 It writes mmCIF and PDB files with pLDDT x 100 as B factors, and a page on which
-the structures can be turned. The structures are computed, not measured.
+the structures can be turned. The structures are computed, not measured. They
+are relaxed, which mends bonds and clashes. --relax_steps=0 leaves this out,
+which saves time with long chains: on a CPU, 500 steps for 512 residues take
+about a minute.
 """
 
 import argparse
@@ -33,8 +36,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   add('--out', required=True, metavar='DIR', help='where files are written')
   add('--samples', type=int, default=1, help='more than 1: with dropout')
   add('--seed', type=int, default=0, help='of the samples')
-  text = 'steps that mend bonds and clashes; 0 writes what the model gives'
-  add('--relax_steps', type=int, default=500, help=f'{text} (default: 500)')
+  text = 'that mend bonds and clashes; 0 writes what the model gives'
+  add('--relax_steps', type=int, help=f'steps {text} (default: 500)')
   return parser.parse_args(argv)
 
 
@@ -45,6 +48,8 @@ def fold(args: argparse.Namespace) -> int:
   else:
     given = sequences.read_fasta(args.fasta, '--fasta')
   steps = args.relax_steps
+  if steps is None:
+    steps = folded.RELAX_STEPS
   bounds.at_least(0, '--relax_steps', steps, '0 changes no structure')
   run = configuration.load_other_run(
     args.checkpoint, configuration.FOLDING_MODEL
@@ -58,9 +63,7 @@ def fold(args: argparse.Namespace) -> int:
     one._replace(chain=folded.relaxed(one.chain, steps))
     for one in folded.samples(model, given, counts, args.memory, args.seed)
   )
-  origin = model.origin
-  if steps:
-    origin = origin._replace(model=f'{origin.model}, relaxed in {steps} steps')
+  origin = model.origin._replace(relax_steps=steps)
   for line in fold_files.write(pathlib.Path(args.out), origin, found):
     print(line, flush=True)
   return 0

@@ -5,12 +5,13 @@
   secondary --checkpoint=runs/fold
   language --checkpoint=runs/chains
 
-`score` scores a folding model beside baselines, such as an ideal helix, a
-compact random chain, and the nearest training chain. `secondary` predicts
-whether each residue is in a helix, a strand or a coil, from the states of the
-trunk of a folding model or of a language model. `language` scores a language
-model of residues: bits per residue, also of hidden ones, and the share of 3Di
-letters that it predicts right. The scores stand beside those of n-gram models.
+`score` scores a folding model, before and after its structures are relaxed,
+beside baselines, such as an ideal helix, a compact random chain, and the
+nearest training chain. `secondary` predicts whether each residue is in a helix,
+a strand or a coil, from the states of the trunk of a folding model or of a
+language model. `language` scores a language model of residues: bits per
+residue, also of hidden ones, and the share of 3Di letters that it predicts
+right. The scores stand beside those of n-gram models.
 """
 
 import argparse

@@ -26,7 +26,8 @@ class Linear(nn.Module):
     start: initial values of the kernel: 'linear', 'relu' if a ReLU follows, or
       'zero'.
     dtype: compute dtype; parameters are float32.
-    is_first: whether the dim is the first of the input, not the last.
+    is_first: whether the replaced dim is the first one of the input, and the
+      new dims the first ones of the result.
   """
 
   features: tuple[int, ...]

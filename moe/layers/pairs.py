@@ -79,7 +79,7 @@ class _Direction(nn.Module):
   def __call__(self, x_BIJZ: Array, is_pair_BIJ: Array) -> Array:
     """Computes the update [B, I, J, Z]."""
     Z, C = x_BIJZ.shape[-1], self.width
-    # Factors have their channels first, so their product moves no array.
+    # The pairs are turned once, so that the product of factors turns nothing.
     x_ZBIJ = jnp.moveaxis(x_BIJZ, -1, 0)
     first = lambda name: Linear(
       (C,), (axes.LATENT, axes.MLP), dtype=self.dtype, is_first=True, name=name

@@ -23,10 +23,12 @@ class Origin(NamedTuple):
   Attributes:
     model: name of the run and its step.
     sha256: hash of the model's parameters.
+    relax_steps: steps of relaxation; 0 if the model's structure is written.
   """
 
   model: str
   sha256: str
+  relax_steps: int = 0
 
 
 def _atoms(chain: Chain, plddt_I: np.ndarray):
@@ -74,6 +76,9 @@ def pdb_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
     f'REMARK   1 SHA-256 {origin.sha256[:60]}',
     'REMARK   1 THE B FACTOR IS PLDDT X 100.',
   ]
+  if origin.relax_steps:
+    head.append(f'REMARK   1 RELAXED IN {origin.relax_steps} STEPS.')
+    head.append('REMARK   1 PLDDT IS OF THE STRUCTURE BEFORE.')
   if not chain.has_side_chains:
     head.append('REMARK   1 THE FILE HOLDS THE BACKBONE ONLY.')
   return '\n'.join(head) + '\n' + buffer.getvalue().rstrip() + '\nTER\nEND\n'
@@ -99,6 +104,9 @@ def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
   title = f'Computed model of {chain.name}'
   if not chain.has_side_chains:
     title += ', backbone only'
+  made = 'Structure prediction'
+  if origin.relax_steps:
+    made += f', then {origin.relax_steps} steps of relaxation'
   tables = {
     'entry': {'id': ['computed_model']},
     'struct': {'entry_id': ['computed_model'], 'title': [title]},
@@ -121,7 +129,7 @@ def mmcif_text(chain: Chain, plddt_I: np.ndarray, origin: Origin) -> str:
       'name': [origin.model],
       'version': [origin.sha256],
       'type': ['package'],
-      'description': ['Structure prediction'],
+      'description': [made],
       'classification': ['other'],
     },
     'ma_software_group': {

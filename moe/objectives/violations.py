@@ -3,7 +3,7 @@
 Jumper et al. (2021), supplement 1.9.11,
 https://doi.org/10.1038/s41586-021-03819-2. Their bonds may be wrong by 12
 standard deviations, and their CA atoms clash below 1.9 Angstrom. So
-`neighbour_distances` and `crowding` are narrower.
+`neighbour_errors` and `crowding` are stricter.
 """
 
 import jax
@@ -18,7 +18,7 @@ from moe.types import Array, Batch
 # angles CA-C-N and C-N-CA.
 _BOND, _BOND_PROLINE = (1.329, 0.014), (1.341, 0.016)
 _CA_C_N, _C_N_CA = (-0.4473, 0.0311), (-0.5203, 0.0353)
-_PROLINE = residues.LETTERS.index('P')
+_PROLINE, _GLYCINE = (residues.LETTERS.index(x) for x in 'PG')
 # Distance in Angstrom between the CA atoms of neighbours across a trans bond.
 # It is the mean of the training chains, in which 0.2% of the bonds are cis.
 _CA_CA = 3.807
@@ -159,8 +159,8 @@ def clashes(
   Args:
     codes: int32 [..., I], kinds of residues.
     numbers: int32 [..., I], places in the sequence.
-    atoms: [..., I, 14, 3] in Angstrom.
-    mask: bool [..., I, 14], whether an atom is known.
+    atoms: [..., I, P, 3] in Angstrom.
+    mask: bool [..., I, P], whether an atom is known.
     overlap: length in Angstrom by which two atoms may overlap.
 
   Returns:
@@ -169,7 +169,9 @@ def clashes(
   """
   lead, (size, slots) = codes.shape[:-1], mask.shape[-2:]
   flat = lambda x: x.reshape(*lead, size * slots, *x.shape[len(lead) + 2 :])
-  radius = flat(jnp.asarray(residues.residues().radius)[codes][..., :slots])
+  # An unknown residue has the backbone of glycine.
+  named = jnp.where(codes == residues.UNKNOWN, _GLYCINE, codes)
+  radius = flat(jnp.asarray(residues.residues().radius)[named][..., :slots])
   known = flat(mask)
   place = jnp.repeat(numbers, slots, axis=-1)
   slot = jnp.tile(jnp.arange(slots), size)

@@ -33,8 +33,8 @@ BUCKETS = (32, 64, 128, 256, 512, 1024, 2048)
 _PAIRS_AT_ONCE = 8 * 96 * 96
 # Residues in a batch of which only the trunk's states are read.
 _RESIDUES_AT_ONCE = 4096
-# Steps of relaxation, unless `launch.fold` is told another number.
-_RELAX_STEPS = 500
+# Steps of relaxation.
+RELAX_STEPS = 500
 # Two residues touch if their CB atoms are nearer than this, in Angstrom.
 CONTACT = 8.0
 
@@ -287,7 +287,7 @@ def padded(chain: Chain) -> tuple[np.ndarray, ...]:
   )
 
 
-def relaxed(chain: Chain, steps: int = _RELAX_STEPS) -> Chain:
+def relaxed(chain: Chain, steps: int = RELAX_STEPS) -> Chain:
   """The chain after relaxation, see `moe.objectives.relaxation`.
 
   Args:

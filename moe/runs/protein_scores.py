@@ -159,6 +159,8 @@ def _of_chain(
   apart = np.arange(size)
   touching = {kind: structures.nearness(x) for kind, x in points.items()} | {
     MODEL: found.contacts,
+    # Relaxation does not change what the model says of contacts.
+    RELAXED: found.contacts,
     SEPARATION: training[1][np.abs(apart - apart[:, None])],
     SHUFFLED: shuffled.contacts,
   }

@@ -60,6 +60,7 @@ def test_a_trained_model_folds_sequences(place, capsys):
     f'--fasta={place}/a.fasta',
     f'--out={place}/out',
     '--recycles=1',
+    '--relax_steps=3',
   ])  # fmt: skip
   assert (
     code == 0 and 'one.cif and .pdb: 10 residues' in capsys.readouterr().out
@@ -69,6 +70,8 @@ def test_a_trained_model_folds_sequences(place, capsys):
   for name, sequence in (('one', 'ACDEFGHIKL'), ('two', 'MKXWY')):
     (chain,) = structure_files.read(place / 'out' / f'{name}.cif')
     assert chain.sequence == sequence
+    text = (place / 'out' / f'{name}.pdb').read_text(encoding='utf-8')
+    assert 'RELAXED IN 3 STEPS' in text
     # The run trained no side chains.
     assert chain.mask[:, :4].all() and not chain.has_side_chains
   page = (place / 'out' / 'index.html').read_text()
@@ -85,6 +88,7 @@ def test_a_long_chain_is_folded(place):
     f'--sequence={sequence}',
     f'--out={place}/long',
     '--recycles=0',
+    '--relax_steps=2',
   ])  # fmt: skip
   assert code == 0
   (chain,) = structure_files.read(place / 'long' / 'sequence.cif')
@@ -158,6 +162,10 @@ def test_a_trained_model_is_scored_beside_baselines(place, capsys):
     ([f'--sequence={"A" * 3000}', '--memory=9999'], '2,048 residues'),
     (['--fasta=nowhere'], 'must be a file'),
     (['--sequence=ACD', '--recycles=-1'], '--recycles=-1 must be at least 0'),
+    (
+      ['--sequence=ACD', '--relax_steps=-1'],
+      '--relax_steps=-1 must be at least 0',
+    ),
     (['--sequence=ACD', '--samples=0'], '--samples=0 must be at least 1'),
   ],
 )

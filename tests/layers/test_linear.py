@@ -28,23 +28,27 @@ def by_autodiff(x, scale, bias):
   return centred / deviation * scale + bias
 
 
-def test_the_gradients_of_a_norm_are_those_of_its_definition():
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.float64, jnp.bfloat16])
+def test_the_gradients_of_a_norm_are_those_of_its_definition(dtype):
   random = np.random.RandomState(0)
   x, weight = random.randn(2, 2, 3, 5).astype('f4')
   scale, bias = random.randn(2, 5).astype('f4')
 
   def ours(x, scale, bias):
     params = {'scale': scale, 'bias': bias}
-    return LayerNorm('embed').apply({'params': params}, x)
+    y = LayerNorm('embed', dtype).apply({'params': params}, x.astype(dtype))
+    return y.astype(jnp.float32)
 
-  found, expected = (
-    jax.grad(lambda *given, f=f: jnp.sum(f(*given) * weight), (0, 1, 2))(
-      x, scale, bias
+  with jax.enable_x64(dtype == jnp.float64):
+    found, expected = (
+      jax.grad(lambda *given, f=f: jnp.sum(f(*given) * weight), (0, 1, 2))(
+        *map(jnp.asarray, (x, scale, bias))
+      )
+      for f in (ours, by_autodiff)
     )
-    for f in (ours, by_autodiff)
-  )
+  error = 0.03 if dtype == jnp.bfloat16 else 1e-5
   for one, other in zip(found, expected, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(one, other, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize('features', [(4,), (2, 3)])
@@ -53,6 +57,9 @@ def test_a_layer_over_the_first_dim_is_that_over_the_last(features):
   logical = ('embed', *[None] * len(features))
   last = Linear(features, logical)
   params = nn.unbox(last.init(jax.random.key(0), x))
+  params['params']['bias'] += np.arange(np.prod(features), dtype='f4').reshape(
+    features
+  )
   turned = np.moveaxis(x, -1, 0)
   y = Linear(features, logical, is_first=True).apply(params, turned)
   ends = range(-len(features), 0)

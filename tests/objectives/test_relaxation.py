@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moe.evaluate import structures
-from moe.modalities import rigid
-from moe.objectives import relaxation
+from moe.modalities import residues, rigid
+from moe.objectives import relaxation, violations
 from moe.runs import folded
 from tests import folding_cases, protein_data
 
@@ -51,16 +51,20 @@ def test_residues_move_as_rigid_bodies_and_padding_changes_nothing():
   alone = relaxed_backbone(chain, chain.atoms[:, :4], 20)
   padded = folded.relaxed(chain, 20).atoms[:, :4]
   np.testing.assert_allclose(padded, alone, atol=1e-3)
-  inner = lambda atoms: np.linalg.norm(
-    atoms[:, :, None] - atoms[:, None], axis=-1
-  )
+  inner = lambda x: np.linalg.norm(x[:, :, None] - x[:, None], axis=-1)
   np.testing.assert_allclose(inner(alone), inner(chain.atoms[:, :4]), atol=1e-3)
   assert np.abs(alone - chain.atoms[:, :4]).max() > 0.5
-
-
-def test_no_step_changes_nothing():
-  chain = shaken(16, 0.5)
   assert folded.relaxed(chain, 0) is chain
+
+
+def test_atoms_of_unknown_residues_clash_as_those_of_glycine():
+  chain = shaken(16, 2.0)
+  places = np.arange(16)
+  clash = lambda codes: violations.clashes(
+    codes, places, chain.atoms[:, :4], chain.mask[:, :4]
+  )[0]
+  named = clash(residues.codes('G' * 16))
+  assert named > 0 and clash(residues.codes('X' * 16)) == named
 
 
 @protein_data.has_data
@@ -70,4 +74,5 @@ def test_a_crystal_stays_where_it_is():
   (chain,) = structure_files.read(protein_data.FOLDER / 'raw/1CRN.pdb.gz')
   start = chain.atoms[:, 1]
   end = folded.relaxed(chain, 50).atoms[:, 1]
+  assert not np.array_equal(end, start)
   assert np.sqrt(np.mean(np.sum((end - start) ** 2, axis=-1))) < 0.3

@@ -8,7 +8,7 @@ from moe.modalities.structure_writing import Origin
 from moe.report import protein_scores_page
 from moe.runs import protein_scores
 from moe.runs.folded import Prediction
-from moe.runs.protein_scores import MODEL, SEPARATION, SHUFFLED
+from moe.runs.protein_scores import MODEL, RELAXED, SEPARATION, SHUFFLED
 from tests import folding_cases
 
 HELIX = folding_cases.helix(40)
@@ -66,6 +66,16 @@ def test_the_structure_of_a_perfect_prediction_is_right(found):
     scores = one.scores[MODEL]
     assert scores['Q3'] == scores['lDDT'] == 1 and scores['clashes'] == 0
     np.testing.assert_allclose(one.confidence[:, 1], 1)
+
+
+def test_relaxation_does_not_change_what_the_model_says_of_contacts(found):
+  for one in found:
+    model, relaxed = one.scores[MODEL], one.scores[RELAXED]
+    for name in model:
+      is_same = model[name] == relaxed.get(name)
+      assert is_same or not name.startswith('contacts'), name
+    # Relaxation pulls residues 19 and 20 together. They are far apart.
+    assert relaxed['RMSD'] > 1 > model['RMSD'] and 'pLDDT' not in relaxed
 
 
 def test_calibration_compares_plddt_with_lddt(found):
