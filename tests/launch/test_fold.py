@@ -75,7 +75,7 @@ def test_a_trained_model_folds_sequences(place, capsys):
     # The run trained no side chains.
     assert chain.mask[:, :4].all() and not chain.has_side_chains
   page = (place / 'out' / 'index.html').read_text()
-  assert 'hold the backbone only' in page
+  assert 'hold the backbone only' in page and 'relaxed in 3 steps' in page
   assert 'not measured' in page and 'src="http' not in page
 
 
