@@ -37,8 +37,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   text = 'more follows the sentence more; 1 is the model itself, 0 ignores the'
   text += ' sentence; default %(default)s'
   add('--guidance', type=float, default=2.0, help=text)
-  text = '0 takes the most likely code each time, which draws blank pictures'
-  add('--temperature', type=float, default=1.0, help=text)
+  text = '0 takes the most likely code each time, which draws blank pictures;'
+  text += ' default %(default)s'
+  add('--temperature', type=float, default=0.7, help=text)
   add('--top_k', type=int, default=0, help='of the likeliest codes; 0 for all')
   text = 'draw K pictures for each one, and keep the one that the model itself'
   text += ' describes best by the sentence'

@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     num=(200, 'sentences to draw of each source'),
     limit=(1500, 'held-out pictures of each source'),
     rerank=(1, 'pictures to draw for each one that is kept'),
-    temperature=(1.0, 'of the drawn codes'),
+    temperature=(0.7, 'of the drawn codes'),
     top_k=(0, 'draw among the likeliest codes; 0 for all'),
     seed=(0, 'seed of the draws'),
     judge_epochs=(12, judge),
