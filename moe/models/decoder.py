@@ -48,6 +48,11 @@ class Decoder(nn.Module):
       row and the column of an image code. The integers are from 0 to size - 1;
       tokens of text have 0. For each integer, the model adds a learned vector
       to the token's embedding.
+    rotary_table: name of the extra table whose integers are also the positions
+      for rotary embedding, except for tokens with 0. Two sequences in one
+      document then have the same positions, and a token of one sees its
+      counterpart in the other at distance 0. None for the places in the
+      document.
     ranges: (name, size) of each range of ids beside text, see
       `moe.modalities.ids`. Text and each of these ranges then have a softmax of
       their own. () for one softmax over all ids.
@@ -72,6 +77,7 @@ class Decoder(nn.Module):
   d_model: int
   tie_embeddings: bool = True
   extra_tables: Sequence[tuple[str, int]] = ()
+  rotary_table: str | None = None
   ranges: Sequence[tuple[str, int]] = ()
   code_levels: Sequence[int] = ()
   patch_values: int = 0
@@ -101,6 +107,9 @@ class Decoder(nn.Module):
     for name, size in self.extra_tables:
       what = f'the values of {name} that have a vector'
       bounds.at_least(1, f'EXTRA_TABLES: {name}', size, what)
+    if self.rotary_table is not None:
+      names = [name for name, _ in self.extra_tables]
+      bounds.one_of('rotary_table', self.rotary_table, names)
     super().__post_init__()
 
   def _check_ranges(self) -> None:
@@ -214,6 +223,10 @@ class Decoder(nn.Module):
       )
     x_BTD = nn.with_logical_constraint(x_BTD, (axes.BATCH, axes.LENGTH, None))
     mask = mask_spec(batch, cache)
+    if self.rotary_table:
+      place_BT = batch.extras[self.rotary_table].astype(jnp.int32)
+      positions_BT = jnp.where(place_BT > 0, place_BT, batch.positions)
+      mask = mask._replace(positions_BT=positions_BT)
     info = TokenInfo(batch.tokens, batch.modality, batch.segment_ids > 0)
     stack = self._stack(layout=self.layout, dtype=dtype, name='stack')
     x_BTD, kept, losses, metrics = stack(

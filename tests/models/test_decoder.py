@@ -154,3 +154,28 @@ def test_every_field_that_a_model_reads_matters():
       run(documents._replace(**{name: array})).hidden - hidden
     ).max()
     assert (differs > 1e-3) == (name in changes), name
+
+
+def test_the_rotary_table_gives_the_positions_of_tokens_that_have_a_place():
+  tables = {'extra_tables': (('place', 9),)}
+  plain, with_places = (
+    Functional(factories.make_decoder(decoder={**tables, **more}))
+    for more in ({}, {'rotary_table': 'place'})
+  )
+  place = np.array([[0, 0, 1, 2, 3, 2, 3, 4]] * B, np.int32)
+  batch = factories.make_batch([[1] * T] * B)._replace(extras={'place': place})
+  params = factories.make_params(plain.module, batch)
+  run = lambda model, batch: model.apply(params, {}, batch, None, False).hidden
+  found = run(with_places, batch)
+  moved = batch._replace(positions=np.where(place, place, batch.positions))
+  np.testing.assert_allclose(found, run(plain, moved), atol=1e-5)
+  assert np.abs(found - run(plain, batch)).max() > 1e-3
+
+
+def test_a_rotary_table_that_the_model_lacks_is_refused():
+  with pytest.raises(
+    ValueError, match="rotary_table='place' must be one of row"
+  ):
+    factories.make_decoder(
+      decoder={'extra_tables': (('row', 3),), 'rotary_table': 'place'}
+    )
