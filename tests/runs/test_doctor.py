@@ -149,7 +149,7 @@ def test_a_lock_that_nobody_holds_is_stale(tmp_path, monkeypatch):
   ('file', 'store'),
   [
     ('image_tokenizer_fashion', 'pictures/fashion_mnist_32'),
-    ('fold_cpu', 'proteins/chains_96'),
+    ('fold_cpu', 'proteins/chains_1024'),
   ],
 )
 def test_stores_of_pictures_and_chains_are_compared(tmp_path, file, store):
