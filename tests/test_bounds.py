@@ -15,7 +15,7 @@ def message(check, *args, **options):
 
 @pytest.mark.parametrize('value', [0, 0.5, 1])
 def test_a_bound_that_is_named_at_least_or_at_most_may_be_reached(value):
-  bounds.within('rate', value, 'a share', least=0, most=1)
+  assert bounds.within('rate', value, 'a share', least=0, most=1) is None
 
 
 @pytest.mark.parametrize('value', [0, 1])

@@ -35,15 +35,15 @@ _BACKBONE = len(residues.BACKBONE)
 
 
 def energy(
-  codes: Array, numbers: Array, mask: Array, atoms: Array, start: Array
+  codes: Array, numbers: Array, atoms: Array, mask: Array, start: Array
 ) -> Array:
   """What relaxation minimises; it is small for a crystal.
 
   Args:
     codes: int32 [I].
     numbers: int32 [I], places in the sequence.
-    mask: bool [I, P], atoms that count.
     atoms: [I, P, 3] in Angstrom; the first atoms are N, CA and C.
+    mask: bool [I, P], atoms that count.
     start: [I, P, 3], the atoms before relaxation.
   """
   ca_ca, c_n = violations.neighbour_errors(codes, numbers, atoms, mask)
@@ -65,15 +65,15 @@ def energy(
 
 @jax.jit
 def relaxed(
-  codes: Array, numbers: Array, mask: Array, atoms: Array, steps: int | Array
+  codes: Array, numbers: Array, atoms: Array, mask: Array, steps: int | Array
 ) -> Array:
   """Moves residues until their energy is low; returns atoms [I, P, 3].
 
   Args:
     codes: int32 [I].
     numbers: int32 [I], places in the sequence.
-    mask: bool [I, P], known atoms. Those of the backbone count.
     atoms: [I, P, 3] in Angstrom; the first atoms are N, CA, C and O.
+    mask: bool [I, P], known atoms. Those of the backbone count.
     steps: number of steps of Adam.
   """
   frames = rigid.from_backbone(*jnp.moveaxis(atoms[:, :3], 1, 0))
@@ -86,7 +86,7 @@ def relaxed(
 
   def energy_of(update: Array) -> Array:
     now, known = moved(update, local[:, :_BACKBONE]), mask[:, :_BACKBONE]
-    return energy(codes, numbers, known, now, atoms)
+    return energy(codes, numbers, now, known, atoms)
 
   def step(number: int, carried: tuple) -> tuple:
     update, state = carried

@@ -32,6 +32,13 @@ def _length(a: Array, b: Array) -> Array:
   return jnp.sqrt(1e-6 + jnp.sum(jnp.square(a - b), axis=-1))
 
 
+def _peptide_bonds(codes: Array) -> tuple[Array, Array]:
+  """(length of C-N, its standard deviation) of each bond, [..., I - 1]."""
+  is_proline = codes[..., 1:] == _PROLINE
+  values = zip(_BOND_PROLINE, _BOND, strict=True)
+  return tuple(jnp.where(is_proline, one, other) for one, other in values)
+
+
 def bond_violations(
   codes: Array, numbers: Array, atoms: Array, mask: Array, tolerance: float = 12
 ) -> tuple[Array, Array]:
@@ -52,7 +59,6 @@ def bond_violations(
   n, next_ca = atoms[..., 1:, 0, :], atoms[..., 1:, 1, :]
   is_bound = numbers[..., 1:] - numbers[..., :-1] == 1
   is_bound &= mask[..., :-1, 2] & mask[..., 1:, 0]
-  is_proline = codes[..., 1:] == _PROLINE
   ca_c, c_n, n_ca = _length(ca, c), _length(c, n), _length(n, next_ca)
   toward = lambda a, b, size: (b - a) / size[..., None]
   back = toward(c, ca, ca_c)
@@ -60,11 +66,9 @@ def bond_violations(
   ahead = toward(n, next_ca, n_ca)
   cosine_c = jnp.sum(back * bond, axis=-1)
   cosine_n = -jnp.sum(bond * ahead, axis=-1)
-  ideal = jnp.where(is_proline, _BOND_PROLINE[0], _BOND[0])
-  deviation = jnp.where(is_proline, _BOND_PROLINE[1], _BOND[1])
   total, broken = jnp.zeros_like(c_n), jnp.zeros_like(is_bound)
   for found, wanted, spread, known in (
-    (c_n, ideal, deviation, is_bound),
+    (c_n, *_peptide_bonds(codes), is_bound),
     (cosine_c, *_CA_C_N, is_bound & mask[..., :-1, 1]),
     (cosine_n, *_C_N_CA, is_bound & mask[..., 1:, 1]),
   ):
@@ -100,8 +104,7 @@ def neighbour_errors(
   is_bound &= mask[..., :-1, 1:3].all(axis=-1) & mask[..., 1:, :2].all(axis=-1)
   ca_ca = _length(atoms[..., :-1, 1, :], atoms[..., 1:, 1, :])
   c_n = _length(atoms[..., :-1, 2, :], atoms[..., 1:, 0, :])
-  is_proline = codes[..., 1:] == _PROLINE
-  bond = jnp.where(is_proline, _BOND_PROLINE[0], _BOND[0])
+  bond, _ = _peptide_bonds(codes)
   return (
     jnp.where(is_bound, ca_ca - _CA_CA, 0),
     jnp.where(is_bound, c_n - bond, 0),

@@ -60,9 +60,7 @@ def as_text(found: Sequence[ChainScores], command: str) -> str:
     lines += [
       f'{score.name:50}{score.value:.3f}'
       for name, kind, score, _ in rows
-      if name == group
-      and kind in (protein_scores.MODEL, protein_scores.RELAXED)
-      and score.name.removeprefix(f'{kind}: ') not in names
+      if name == group and score.name.removeprefix(f'{kind}: ') not in names
     ]
   known = protein_scores.confidence(found)
   lines += [

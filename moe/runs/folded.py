@@ -272,7 +272,7 @@ def unfolded(name: str, sequence: str) -> Chain:
 
 
 def padded(chain: Chain) -> tuple[np.ndarray, ...]:
-  """(codes, numbers, mask, atoms) of a chain; the backbone, if it has no more.
+  """(codes, numbers, atoms, mask) of a chain; the backbone, if it has no more.
 
   The arrays are padded to the next of `BUCKETS`, since JAX compiles a program
   for each shape.
@@ -283,7 +283,7 @@ def padded(chain: Chain) -> tuple[np.ndarray, ...]:
   atoms, mask = chain.atoms[:, slots], chain.mask[:, slots]
   return tuple(
     np.pad(x, [(0, more)] + [(0, 0)] * (x.ndim - 1))
-    for x in (chain.codes, chain.numbers, mask, atoms)
+    for x in (chain.codes, chain.numbers, atoms, mask)
   )
 
 
@@ -296,8 +296,7 @@ def relaxed(chain: Chain, steps: int = RELAX_STEPS) -> Chain:
   """
   if not steps:
     return chain
-  codes, numbers, mask, atoms = padded(chain)
-  moved = np.asarray(relaxation.relaxed(codes, numbers, mask, atoms, steps))
+  moved = np.asarray(relaxation.relaxed(*padded(chain), steps))
   atoms = chain.atoms.copy()
   atoms[:, : moved.shape[1]] = moved[: len(atoms)]
   return chain._replace(atoms=atoms)

@@ -195,8 +195,7 @@ def _violated(*chain: Array) -> tuple[Array, Array]:
 def _violations(chain: Chain) -> dict[str, float]:
   """Shares of residues with violations, as AlphaFold 2 defines them."""
   size = chain.codes.size
-  codes, numbers, mask, atoms = padded(chain)
-  bonds, clashes = _violated(codes, numbers, atoms, mask)
+  bonds, clashes = _violated(*padded(chain))
   return {
     'wrong peptide bond': float(np.mean(bonds[:size])),
     'clashing residue': float(np.mean(clashes[:size])),

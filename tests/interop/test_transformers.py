@@ -62,7 +62,7 @@ def their_answer(model, tokens):
   return logits, greedy.numpy()[0, tokens.shape[1] :]
 
 
-def compare(theirs, ours):
+def assert_same_answers(theirs, ours):
   assert theirs[0].std() > 0.1
   np.testing.assert_allclose(ours[0], theirs[0], atol=1e-4, rtol=0)
   np.testing.assert_array_equal(ours[1], theirs[1])
@@ -91,7 +91,7 @@ def test_a_model_of_theirs_computes_the_same_here(tmp_path, name, is_original):
     imported, run, str(tmp_path), devices
   )
   ours = answers.answer(run.model, params, state, TOKENS, NUM_GREEDY)
-  compare(their_answer(loaded(tmp_path), TOKENS), ours)
+  assert_same_answers(their_answer(loaded(tmp_path), TOKENS), ours)
 
 
 @pytest.mark.parametrize('is_fused', [False, True])
@@ -113,7 +113,7 @@ def test_a_model_of_ours_computes_the_same_there(tmp_path, name, is_fused):
   options = hugging_face.Options(is_fused=is_fused, shard_bytes=20_000)
   hugging_face.write_weights(run, params, state, str(tmp_path), config, options)
   state = jax.tree.map(lambda a: a.astype(np.float32), state)
-  compare(
+  assert_same_answers(
     their_answer(loaded(tmp_path), TOKENS),
     answers.answer(run.model, params, state, TOKENS, NUM_GREEDY),
   )
@@ -133,7 +133,7 @@ def test_a_run_of_ours_writes_the_same_there(exported):
   tokens = inputs['input_ids'].numpy()
   assert tokens[0].tolist() == [0, *run.vocabulary.encode('春眠不覺曉')]
   params, state = jax.device_get((run.params, run.state))
-  compare(
+  assert_same_answers(
     their_answer(loaded(directory), tokens),
     answers.answer(run.run.model, params, state, tokens, NUM_GREEDY),
   )

@@ -33,7 +33,7 @@ def kernels(param, names):
   return kernel, bias
 
 
-def check(layer, params, known, dtype):
+def assert_known_output(layer, params, known, dtype):
   cast = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
   y = layer.apply({'params': cast(params)}, cast(known['in']['z'])[None], ALL)
   expected = known['out']['z_out']
@@ -68,7 +68,7 @@ def test_triangle_multiplication_gives_the_known_output(case, direction, dtype):
     direction: {'norm': norm(param, 'layer_norm_out'), **linear},
   }
   layer = pairs.TriangleMultiplication((direction,), 6, dtype)
-  check(layer, params, known, dtype)
+  assert_known_output(layer, params, known, dtype)
 
 
 @protein_data.has_data
@@ -91,7 +91,7 @@ def test_triangle_attention_gives_the_known_output(end, dtype):
     },
   }
   layer = pairs.TriangleAttention(end == 'end', 7, 6, dtype)
-  check(layer, params, known, dtype)
+  assert_known_output(layer, params, known, dtype)
 
 
 @protein_data.has_data

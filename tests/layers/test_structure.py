@@ -83,7 +83,7 @@ def dtype(request):
     yield request.param
 
 
-def close(ours, known, dtype):
+def assert_known(ours, known, dtype):
   assert ours.dtype == dtype
   error = DTYPES[dtype]
   scale = np.abs(known).max()
@@ -106,7 +106,7 @@ def test_the_projections_are_the_known_ones(dtype):
   expected = known_points(known['out'])
   for name, value in expected._asdict().items():
     ours = found['intermediates'][name]['__call__'][0]
-    close(ours, value, dtype)
+    assert_known(ours, value, dtype)
 
 
 @protein_data.has_data
@@ -121,7 +121,7 @@ def test_the_attention_weights_are_the_known_ones(dtype):
     of_matrices(given['T']),
     jnp.ones((1, I), bool),
   )
-  close(weights[0], known['out']['att'], dtype)
+  assert_known(weights[0], known['out']['att'], dtype)
 
 
 @protein_data.has_data
@@ -141,7 +141,7 @@ def test_the_gathered_results_are_the_known_ones(dtype):
     (results['norm'], 'vp_outnorm'),
     (results['pair'], 'pairwise_out'),
   ):
-    close(ours.reshape(I, -1), known['out'][name], dtype)
+    assert_known(ours.reshape(I, -1), known['out'][name], dtype)
 
 
 @protein_data.has_data
@@ -156,7 +156,7 @@ def test_invariant_point_attention_gives_the_known_output(dtype):
     of_matrices(given['T']),
     jnp.ones((1, I), bool),
   )
-  close(y[0], known['out']['out'], dtype)
+  assert_known(y[0], known['out']['out'], dtype)
 
 
 @protein_data.has_data
@@ -171,7 +171,7 @@ def test_the_transition_gives_the_known_output(dtype):
   layer = structure.Transition(dtype)
   s = cast(known['in']['s'], dtype)[None]
   y = layer.apply({'params': cast(params, dtype)}, s)
-  close(y[0], known['out']['s_out'], dtype)
+  assert_known(y[0], known['out']['s_out'], dtype)
 
 
 @protein_data.has_data
@@ -181,8 +181,8 @@ def test_the_backbone_update_gives_the_known_motions(dtype):
   motion = structure.BackboneUpdate(dtype).apply(
     {'params': cast(params, dtype)}, cast(known['in']['s'], dtype)[None]
   )
-  close(motion.rotation[0], known['out']['T_out'][:, :3, :3], dtype)
-  close(motion.translation[0], known['out']['T_out'][:, :3, 3], dtype)
+  assert_known(motion.rotation[0], known['out']['T_out'][:, :3, :3], dtype)
+  assert_known(motion.translation[0], known['out']['T_out'][:, :3, 3], dtype)
 
 
 def torsion_params(param, num_blocks):
@@ -206,7 +206,7 @@ def test_the_torsions_are_the_known_ones(dtype):
     cast(known['in']['s'], dtype)[None],
     cast(known['in']['s_initial'], dtype)[None],
   )
-  close(y[0], known['out']['alpha'], dtype)
+  assert_known(y[0], known['out']['alpha'], dtype)
 
 
 @protein_data.has_data
@@ -231,7 +231,7 @@ def test_a_block_of_the_torsions_gives_the_known_output(dtype):
   )
   expected = np.maximum(known['out']['a_out'], 0)
   assert (expected > 0).mean() > 0.3
-  close(y[0, :, :6, 0], expected, dtype)
+  assert_known(y[0, :, :6, 0], expected, dtype)
 
 
 def make_params(layer, *inputs):

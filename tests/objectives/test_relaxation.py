@@ -20,7 +20,7 @@ def shaken(size, noise):
 
 def relaxed_backbone(chain, atoms, steps):
   mask = chain.mask[:, :4]
-  given = chain.codes, chain.numbers, mask, atoms.astype('f4')
+  given = chain.codes, chain.numbers, atoms.astype('f4'), mask
   return np.asarray(relaxation.relaxed(*given, steps))
 
 
@@ -38,8 +38,8 @@ def test_a_rigid_motion_changes_no_energy():
   chain = shaken(16, 0.5)
   motion = rigid.from_update(np.array([0.3, -0.8, 0.5, 10, -20, 5], 'f4'))
   start, end = chain.atoms[:, :4], shaken(16, 1.0).atoms[:, :4]
-  energy = lambda *atoms: relaxation.energy(
-    chain.codes, chain.numbers, chain.mask[:, :4], *atoms
+  energy = lambda atoms, start: relaxation.energy(
+    chain.codes, chain.numbers, atoms, chain.mask[:, :4], start
   )
   assert energy(end, start) > energy(start, start) > 10
   both = motion.apply(end), motion.apply(start)

@@ -310,7 +310,7 @@ def test_the_limit_of_open_files_is_raised_but_never_lowered(few_descriptors):
 def test_a_stranger_on_the_port_disturbs_nobody(place, hub, line):
   stranger = socket.create_connection(place.endpoint)
   stranger.sendall(line)
-  joined(place, hub)
+  assert len(joined(place, hub)) == 2
 
 
 @pytest.mark.parametrize('offset', [0, -1])
@@ -328,7 +328,7 @@ def test_a_process_that_ended_before_the_start_may_come_again(place, hub):
   replies.close()
   first.close()
   until(lambda: hub.absent().startswith('process 1 (b), process 2 (c) of 3'))
-  joined(place, hub)
+  assert len(joined(place, hub)) == 2
 
 
 def test_members_leave_when_process_0_dies(place, hub, ends):
