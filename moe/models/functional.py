@@ -148,9 +148,9 @@ class PictureFunctional:
     pixels = jax.numpy.zeros(pixels.shape, jax.numpy.float32)
     return unboxed(self.module.init({'params': key}, pixels))
 
-  def reconstruct(self, params: PyTree, pixels: Array) -> Array:
-    """Encodes and decodes pixels; returns reconstructions [B, Y, X, 3]."""
-    return self.module.apply({'params': params}, pixels)[0]
+  def reconstruct(self, params: PyTree, pixels: Array) -> tuple[Array, Array]:
+    """Encodes and decodes pixels, see `Autoencoder.__call__`."""
+    return self.module.apply({'params': params}, pixels)
 
   def encode(self, params: PyTree, pixels: Array) -> Array:
     """Encodes pixels with values from 0 to 1 into codes int32 [B, Y', X']."""

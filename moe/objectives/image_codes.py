@@ -51,6 +51,7 @@ def image_codes(
   l1: float = 0.5,
   mse: float = 4.0,
   colour: float = 1.0,
+  again: float = 1.0,
   foreground_weight: float = 1.0,
 ) -> Objective:
   """Makes the objective: reconstructing pictures with a small error.
@@ -61,12 +62,19 @@ def image_codes(
   error of the hue is a separate term. The error of the hue is the error of a
   channel minus the mean error of the channels.
 
+  A model that drew a picture may read it again. So the encoder should find the
+  codes from which a picture was decoded. The term `again` is the mean squared
+  difference between the quantised values of a picture and those of its
+  reconstruction. A code that is found again adds nothing, and has no gradient.
+  Without this term, a quarter of the codes of clothes was not found again.
+
   Args:
     functional: the tokenizer's pure functions.
     shape: (B, Y, X) of a batch.
     l1: coefficient of the absolute error; pixels are from 0 to 1.
     mse: coefficient of the squared error.
     colour: coefficient of the absolute error of the hue.
+    again: coefficient of the difference of the values of codes.
     foreground_weight: a pixel of the foreground has the weight 1 +
       foreground_weight, any other pixel 1.
 
@@ -76,7 +84,7 @@ def image_codes(
   num_rows, height, width = shape
   functional.module.grid(height, width)
 
-  factors = {'l1': l1, 'mse': mse, 'colour': colour}
+  factors = {'l1': l1, 'mse': mse, 'colour': colour, 'again': again}
   for name, factor in (
     factors | {'foreground_weight': foreground_weight}
   ).items():
@@ -93,7 +101,10 @@ def image_codes(
   ) -> tuple[dict[str, Array], PyTree, dict[str, Pair]]:
     del key, train  # The tokenizer has neither noise nor dropout.
     pixels, weight_BYX = pixel_weights(batch)
-    made = functional.reconstruct(params, pixels)
+    rows_B = batch['weights']
+    made, values = functional.reconstruct(params, pixels)
+    values_again = functional.reconstruct(params, jnp.clip(made, 0, 1))[1]
+    change = values_again - jax.lax.stop_gradient(values)
     error = made - pixels
     hue = error - error.mean(axis=-1, keepdims=True)
     total = lambda errors: jnp.sum(errors.mean(axis=-1) * weight_BYX)
@@ -101,8 +112,8 @@ def image_codes(
       'l1': total(jnp.abs(error)),
       'mse': total(jnp.square(error)),
       'colour': total(jnp.abs(hue)),
+      'again': jnp.sum(jnp.square(change).mean(axis=(1, 2, 3)) * rows_B),
     }
-    rows_B = batch['weights']
     metrics = {
       'decibels': (jnp.sum(decibels(made, pixels) * rows_B), rows_B.sum())
     }
@@ -110,14 +121,19 @@ def image_codes(
 
   def weights(batch: Batch) -> dict[str, Array]:
     weight = pixel_weights(batch)[1].sum()
-    return {'l1': weight, 'mse': weight, 'colour': weight}
+    return {
+      'l1': weight,
+      'mse': weight,
+      'colour': weight,
+      'again': batch['weights'].sum(),
+    }
 
   return Objective(
     lambda key, shapes: functional.init(key, shapes['pictures']),
     functools.partial(fields, num_rows, height, width),
     loss,
     weights,
-    {'l1': l1, 'mse': mse, 'colour': colour},
+    factors,
     PSNR,
     unit='pictures',
     count=lambda batch: int(np.count_nonzero(batch['weights'])),

@@ -9,7 +9,7 @@ from moe.objectives import image_codes
 
 
 class Fixed:
-  """A tokenizer that adds a fixed error to each picture."""
+  """A tokenizer that adds a fixed error; its only code is the mean pixel."""
 
   module = Autoencoder()
 
@@ -17,7 +17,8 @@ class Fixed:
     self.error = error
 
   def reconstruct(self, params, pixels):
-    return pixels + jnp.array(self.error, jnp.float32)
+    values = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    return pixels + jnp.array(self.error, jnp.float32), values
 
 
 def batch(weights=(1.0, 1.0)):
@@ -46,6 +47,17 @@ def test_the_terms_of_a_grey_and_of_a_coloured_error():
   # 0.1, 0.1), with the mean absolute value 0.4 / 3.
   means, *_ = terms([-0.3, 0, 0], batch())
   assert means['colour'] == pytest.approx(0.4 / 3, rel=1e-5)
+
+
+def test_the_term_again_compares_the_values_of_a_picture_and_its_copy():
+  # The white picture loses 0.3. In the other one, 4 of 16 pixels are black and
+  # are clipped at 0, so its mean falls by 0.3 * 12 / 16.
+  means, weights, *_ = terms([-0.3] * 3, batch())
+  assert float(weights['again']) == 2
+  assert means['again'] == pytest.approx((0.3**2 + 0.225**2) / 2, rel=1e-5)
+  means, weights, *_ = terms([-0.3] * 3, batch((1.0, 0.0)))
+  assert float(weights['again']) == 1
+  assert means['again'] == pytest.approx(0.225**2, rel=1e-5)
 
 
 def test_a_picture_of_weight_0_counts_for_nothing():
