@@ -48,9 +48,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
   for verb in (scored, probed):
     add = verb.add_argument
     add('--split', default='validation', help='of the chains of the run')
-    add('--longest', type=int, default=96, help='residues of the longest chain')
   read = add_verb('language', 'score a language model that reads residues')
   flags.add_checkpoint_flag(read)
+  for verb, longest in ((scored, 96), (probed, 96), (read, 255)):
+    verb.add_argument(
+      '--longest',
+      type=int,
+      default=longest,
+      metavar='RESIDUES',
+      help=f'leave out longer chains; default {longest}',
+    )
   return parser.parse_args(argv)
 
 
@@ -99,7 +106,9 @@ def language(args: argparse.Namespace, command: str) -> int:
   """Scores a language model of residues, and prints a table."""
   runtime.set_up_jax()
   trained = configuration.load_run(args.checkpoint)
-  found = chain_language.scores(trained, token_stores.prepare, command)
+  found = chain_language.scores(
+    trained, token_stores.prepare, args.longest, command
+  )
   print(as_table(found))
   return 0
 

@@ -41,7 +41,10 @@ class _Chains(NamedTuple):
 
 
 def scores(
-  trained: TrainedRun, prepare_stores: Callable[..., str], command: str
+  trained: TrainedRun,
+  prepare_stores: Callable[..., str],
+  longest: int,
+  command: str,
 ) -> list[Score]:
   """Scores the validation chains by the tasks that the run has trained.
 
@@ -51,18 +54,29 @@ def scores(
   Args:
     trained: a run that has trained one of the tasks of residues.
     prepare_stores: see `moe.runs.scoring.evaluate`.
+    longest: validation chains with more residues are left out.
     command: the command that gives the same numbers again.
 
   Raises:
-    ValueError: if the run has trained none of these tasks.
+    ValueError: if the run has trained none of these tasks, or if no chain is
+      short enough.
   """
 
   def records(task: str, split: str) -> list[Record]:
     stores = scoring.task_stores(trained, task, split, prepare_stores)
     return [r for s in stores for r in s.read(range(s.lengths.size))]
 
+  def size(record: Record) -> int:
+    return trained.ids.codes('residue', record['tokens']).size
+
   def chains(task: str) -> _Chains:
-    return _Chains(records(task, 'train'), records(task, 'validation'))
+    held_out = [r for r in records(task, 'validation') if size(r) <= longest]
+    if not held_out:
+      raise ValueError(
+        f'longest={longest} must leave a chain, but all validation chains are'
+        ' longer: raise it.'
+      )
+    return _Chains(records(task, 'train'), held_out)
 
   data = trained.run.data
   mixed = scoring.task_stores(trained, data.train, 'train', prepare_stores)

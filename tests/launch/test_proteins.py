@@ -1,6 +1,7 @@
 """A language model of residues is trained and scored by the commands."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -96,6 +97,11 @@ def test_a_language_model_of_chains_is_scored_beside_n_grams(
   assert value['3Di, majority'] > 0.8
   assert 0 <= value['3Di, next letter'] <= 1
   assert 0 <= value['3Di, from the residues alone'] <= 1
+  language = ['language', f'--checkpoint={run}']
+  assert proteins.main([*language, '--longest=40']) == 0
+  assert re.search(r'unigram .* 1  bits per residue', capsys.readouterr().out)
+  assert proteins.main([*language, '--longest=39']) == 2
+  assert 'longest=39 must leave a chain' in capsys.readouterr().err
   check_states(run)
   flags = ['secondary', f'--checkpoint={run}', '--longest=60']
   assert proteins.main(flags) == 0

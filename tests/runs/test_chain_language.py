@@ -28,4 +28,4 @@ def test_a_run_without_a_task_of_chains_is_refused(monkeypatch):
   data = types.SimpleNamespace(train='poems', transforms=())
   trained = types.SimpleNamespace(run=types.SimpleNamespace(data=data))
   with pytest.raises(ValueError, match='have trained one of.*got poems_shi'):
-    chain_language.scores(trained, None, 'c')
+    chain_language.scores(trained, None, 96, 'c')
