@@ -1,6 +1,7 @@
 """Matrix products of layers, and the activation between two of them."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,13 @@ def einsum(
   Returns:
     The product, in the dtype of the operands.
   """
-  return jnp.einsum(subscripts, a, b, precision=precision)
+  return _product(subscripts, a, b, precision)
 
 
 def _einsum_fwd(
   subscripts: str, a: Array, b: Array, precision: str | None
 ) -> tuple[Array, tuple[Array, Array]]:
-  return jnp.einsum(subscripts, a, b, precision=precision), (a, b)
+  return _product(subscripts, a, b, precision), (a, b)
 
 
 def _einsum_bwd(
@@ -46,21 +47,50 @@ def _einsum_bwd(
   dy: Array,
 ) -> tuple[Array, Array]:
   a, b = operands
-  product = functools.partial(jnp.einsum, precision=precision)
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
-  da = product(f'{result},{second}->{first}', dy, b)
+  da = _product(f'{result},{second}->{first}', dy, b, precision)
   # We choose an order of letters with which `jnp.einsum` does not swap its
   # operands. With another order XLA:CPU would transpose dy, which is large if b
   # is an output head.
   kept = [letter for letter in first if letter in second]
   kept += [x for x in result if x in second and x not in first]
   order = ''.join(kept)
-  db = product(f'{first},{result}->{order}', a, dy)
+  db = _product(f'{first},{result}->{order}', a, dy, precision)
   return da, jnp.einsum(f'{order}->{second}', db)
 
 
 einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+def _product(
+  subscripts: str, a: Array, b: Array, precision: str | None
+) -> Array:
+  """`jnp.einsum` in which dims that are always neighbours are one dim.
+
+  The gradient of a weight sums over all dims of the tokens. If these are
+  several dims, XLA:CPU copies and transposes an operand. On several devices
+  nothing is merged: GSPMD would gather dims that are divided.
+  """
+  inputs, result = subscripts.split('->')
+  first, second = inputs.split(',')
+  sizes = dict(zip(first + second, a.shape + b.shape, strict=True))
+  shape = [sizes[letter] for letter in result]
+  if _on_one_device():
+    for x, y in reversed(list(itertools.pairwise(subscripts))):
+      counts = {subscripts.count(letters) for letters in (x, y, x + y)}
+      if (x + y).isalpha() and x + y in subscripts and len(counts) == 1:
+        subscripts = subscripts.replace(x + y, x)
+        sizes[x] *= sizes.pop(y)
+    first, second = subscripts.split('->')[0].split(',')
+    a = a.reshape([sizes[letter] for letter in first])
+    b = b.reshape([sizes[letter] for letter in second])
+  return jnp.einsum(subscripts, a, b, precision=precision).reshape(shape)
+
+
+def _on_one_device() -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
 
 
 @functools.partial(jax.checkpoint, static_argnums=1)

@@ -27,6 +27,10 @@ def outcome(product, subscripts, a, b):
     ('BTD,DF->BTF', (2, 3, 4), (4, 5)),
     ('ESD,EDF->ESF', (2, 3, 4), (2, 4, 5)),  # E is in all three arrays.
     ('BTNH,NHD->BTD', (2, 3, 4, 5), (4, 5, 6)),  # N and H are summed over.
+    ('BTD,DNH->BTNH', (2, 3, 4), (4, 5, 6)),
+    ('xy,xBIJ->yBIJ', (2, 3), (2, 4, 5, 6)),  # The weight comes first.
+    ('BTD,D->BTD', (2, 3, 4), (4,)),  # One gradient sums over nothing.
+    ('GMEC,GMD->EGCD', (2, 3, 4, 5), (2, 3, 6)),  # G and C are apart.
   ],
 )
 def test_value_and_gradients_are_those_of_autodiff(subscripts, first, second):
@@ -67,3 +71,23 @@ def test_the_products_of_gradients_have_the_given_precision():
   jaxpr = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(a, b)
   found = re.findall(r'dot_general\[.*?precision=(.*?)\n', str(jaxpr), re.S)
   assert len(found) == 3 and all('HIGHEST' in one for one in found)
+
+
+@pytest.mark.skipif(
+  jax.default_backend() != 'cpu', reason='what XLA:CPU makes of a product'
+)
+@pytest.mark.parametrize(
+  'subscripts, first, second',
+  [
+    ('BTD,DF->BTF', (2, 8, 16), (16, 32)),
+    ('BTNH,NHD->BTD', (2, 8, 4, 16), (4, 16, 32)),
+    ('BTD,DNH->BTNH', (2, 8, 16), (16, 4, 32)),
+    ('xy,xBIJ->yBIJ', (16, 32), (16, 2, 8, 8)),
+  ],
+)
+def test_gradients_transpose_nothing(subscripts, first, second):
+  a, b = jnp.ones(first), jnp.ones(second)
+  weights = jnp.ones(einsum(subscripts, a, b).shape)
+  loss = lambda a, b: jnp.sum(einsum(subscripts, a, b) * weights)
+  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(a, b).compile()
+  assert ' transpose(' not in compiled.as_text()
