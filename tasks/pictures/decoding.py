@@ -33,7 +33,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     ValueError: if the file is no picture, damaged, cut short or too large.
   """
   # Imported here, since commands that read no picture also import this file.
-  from PIL import Image
+  from PIL import Image, UnidentifiedImageError
 
   if not data:
     raise ValueError(f'The picture {name} must not be empty.')
@@ -53,6 +53,16 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if str(error).startswith('The picture'):
       raise
     raise _damaged(name, error) from error
+  except UnidentifiedImageError as error:
+    raise ValueError(
+      f'The picture {name} must be a sound file of {", ".join(_FORMATS)}, got'
+      ' none of these: replace it.'
+    ) from error
+  except Image.DecompressionBombError as error:
+    raise ValueError(
+      f'The picture {name} must have 1 to {MAX_PIXELS:,} pixels, got many more:'
+      ' make it smaller.'
+    ) from error
   # Any error is caught, since Pillow raises many kinds of errors for damaged
   # files, even SyntaxError.
   except Exception as error:
