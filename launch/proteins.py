@@ -50,6 +50,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--split', default='validation', help='of the chains of the run')
   read = add_verb('language', 'score a language model that reads residues')
   flags.add_checkpoint_flag(read)
+  # 255 is LONGEST of tasks/chain_tasks.py: by default no chain is left out.
   for verb, longest in ((scored, 96), (probed, 96), (read, 255)):
     verb.add_argument(
       '--longest',

@@ -64,8 +64,9 @@ def image_codes(
 
   A model that drew a picture may read it again. So the encoder should find the
   codes from which a picture was decoded. The term `again` is the mean squared
-  difference between the quantised values of a picture and those of its
-  reconstruction. A code that is found again adds nothing, and has no gradient.
+  difference between the quantised values of a picture, which are constants
+  here, and those of its reconstruction, clipped as a decoded picture is. A code
+  that is found again adds nothing, and has no gradient.
   Without this term, a quarter of the codes of clothes was not found again.
 
   Args:

@@ -73,7 +73,7 @@ def scores(
     held_out = [r for r in records(task, 'validation') if size(r) <= longest]
     if not held_out:
       raise ValueError(
-        f'longest={longest} must leave a chain, but all validation chains are'
+        f'--longest={longest} must leave a chain, but all validation chains are'
         ' longer: raise it.'
       )
     return _Chains(records(task, 'train'), held_out)

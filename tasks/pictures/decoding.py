@@ -56,7 +56,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
   except UnidentifiedImageError as error:
     raise ValueError(
       f'The picture {name} must be a sound file of {", ".join(_FORMATS)}, got'
-      ' none of these: replace it.'
+      ' bytes that no format begins with: replace it.'
     ) from error
   except Image.DecompressionBombError as error:
     raise ValueError(

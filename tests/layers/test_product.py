@@ -88,6 +88,13 @@ def test_the_products_of_gradients_have_the_given_precision():
 def test_gradients_transpose_nothing(subscripts, first, second):
   a, b = jnp.ones(first), jnp.ones(second)
   weights = jnp.ones(einsum(subscripts, a, b).shape)
-  loss = lambda a, b: jnp.sum(einsum(subscripts, a, b) * weights)
-  compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(a, b).compile()
+  loss = lambda a, b, w: jnp.sum(einsum(subscripts, a, b) * w)
+  program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+  compiled = program.lower(a, b, weights).compile()
   assert ' transpose(' not in compiled.as_text()
+
+
+def test_a_letter_has_one_size():
+  # N and H of the weight are exchanged; their product is the same.
+  with pytest.raises(ValueError, match='one size'):
+    einsum('BTNH,NHD->BTD', jnp.ones((2, 3, 4, 6)), jnp.ones((6, 4, 5)))

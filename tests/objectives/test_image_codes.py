@@ -9,7 +9,10 @@ from moe.objectives import image_codes
 
 
 class Fixed:
-  """A tokenizer that adds a fixed error; its only code is the mean pixel."""
+  """A tokenizer that adds a fixed error; its only code is the mean pixel.
+
+  A parameter `scale` multiplies the code.
+  """
 
   module = Autoencoder()
 
@@ -18,6 +21,7 @@ class Fixed:
 
   def reconstruct(self, params, pixels):
     values = pixels.mean(axis=(1, 2, 3), keepdims=True)
+    values *= params.get('scale', 1.0)
     return pixels + jnp.array(self.error, jnp.float32), values
 
 
@@ -58,6 +62,19 @@ def test_the_term_again_compares_the_values_of_a_picture_and_its_copy():
   means, weights, *_ = terms([-0.3] * 3, batch((1.0, 0.0)))
   assert float(weights['again']) == 1
   assert means['again'] == pytest.approx(0.225**2, rel=1e-5)
+
+
+def test_the_term_again_moves_the_code_of_the_copy_alone():
+  objective = image_codes.image_codes(Fixed([-0.3] * 3), (2, 4, 4))
+
+  def loss(scale):
+    sums = objective.loss({'scale': scale}, {}, batch(), None, True)[0]
+    return sums['again']
+
+  # Mean pixels: 1 and 0.7 of the copy; 0.75 and 0.525 of the copy. The
+  # derivative of (scale * copy - original)^2 is 2 (copy - original) copy.
+  slope = 2 * -0.3 * 0.7 + 2 * -0.225 * 0.525
+  assert float(jax.grad(loss)(1.0)) == pytest.approx(slope, rel=1e-4)
 
 
 def test_a_picture_of_weight_0_counts_for_nothing():

@@ -81,7 +81,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
   'data, rule',
   [
     (b'', 'not be empty'),
-    (b'not a picture', 'be a sound file .* got none of these'),
+    (b'not a picture', 'be a sound file .* got bytes that no format'),
     (saved(Image.fromarray(NOISE))[:200], 'be a sound file'),
     (saved(Image.fromarray(NOISE), 'JPEG')[:300], 'be a sound file'),
     (bomb(), 'have 1 to 50,000,000 pixels'),
