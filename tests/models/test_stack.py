@@ -202,9 +202,9 @@ def test_recomputation_repeats_the_products_it_says(remat, more):
       {'params': params}, *arguments(), None, True
     )[0].sum()
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
-    # The products with the up and gate matrices, [B, T, D] x [D, F], give
+    # The products with the up and gate matrices, [B T, D] x [D, F], give
     # results of this shape.
-    return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
+    return text.count(f'f32[16,{factories.WIDTH}] = dot_general')
 
   assert products(remat) - products('none') == 2 * more
 
@@ -217,7 +217,7 @@ def test_blocks_of_the_prefix_are_computed_again_too():
       {'params': params}, *arguments(), None, True
     )[0].sum()
     text = str(jax.make_jaxpr(jax.grad(loss))(params))
-    return text.count(f'f32[2,8,{factories.WIDTH}] = dot_general')
+    return text.count(f'f32[16,{factories.WIDTH}] = dot_general')
 
   # Both blocks compute the products with the up and gate matrices again.
   assert products('full') - products('none') == 2 * 2
