@@ -30,6 +30,9 @@ def einsum(
 
   Returns:
     The product, in the dtype of the operands.
+
+  Raises:
+    ValueError: if a letter has two sizes.
   """
   return _product(subscripts, a, b, precision)
 
@@ -66,19 +69,15 @@ def _product(
   several dims, XLA:CPU copies and transposes an operand. Other platforms were
   not measured. On several devices nothing is merged: GSPMD would gather dims
   that are divided.
-
-  Raises:
-    ValueError: if a letter has two sizes.
   """
   inputs, result = subscripts.split('->')
   first, second = inputs.split(',')
   sizes = dict(zip(first + second, a.shape + b.shape, strict=True))
-  for letters, x in ((first, a), (second, b)):
-    if tuple(sizes[letter] for letter in letters) != x.shape:
-      raise ValueError(
-        f'Each letter of {subscripts} must have one size, got {a.shape} and'
-        f' {b.shape}.'
-      )
+  if tuple(sizes[letter] for letter in first + second) != a.shape + b.shape:
+    raise ValueError(
+      f'Each letter of {subscripts} must have one size, got {a.shape} and'
+      f' {b.shape}.'
+    )
   shape = [sizes[letter] for letter in result]
   if _on_one_device():
     for x, y in reversed(list(itertools.pairwise(subscripts))):

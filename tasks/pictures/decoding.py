@@ -33,7 +33,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     ValueError: if the file is no picture, damaged, cut short or too large.
   """
   # Imported here, since commands that read no picture also import this file.
-  from PIL import Image, UnidentifiedImageError
+  from PIL import Image
 
   if not data:
     raise ValueError(f'The picture {name} must not be empty.')
@@ -53,16 +53,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
     if str(error).startswith('The picture'):
       raise
     raise _damaged(name, error) from error
-  except UnidentifiedImageError as error:
-    raise ValueError(
-      f'The picture {name} must be a sound file of {", ".join(_FORMATS)}, got'
-      ' bytes that no format begins with: replace it.'
-    ) from error
   except Image.DecompressionBombError as error:
-    raise ValueError(
-      f'The picture {name} must have 1 to {MAX_PIXELS:,} pixels, got many more:'
-      ' make it smaller.'
-    ) from error
+    raise _wrong_size(name, 'many more') from error
   # Any error is caught, since Pillow raises many kinds of errors for damaged
   # files, even SyntaxError.
   except Exception as error:
@@ -105,16 +97,26 @@ def read_bytes(path: str | os.PathLike, name: str) -> bytes:
 def _check_size(size: tuple[int, int], name: str) -> None:
   width, height = size
   if width * height > MAX_PIXELS or min(size) < 1:
-    raise ValueError(
-      f'The picture {name} must have 1 to {MAX_PIXELS:,} pixels, got {width} x'
-      f' {height}: make it smaller.'
-    )
+    raise _wrong_size(name, f'{width} x {height}')
+
+
+def _wrong_size(name: str, got: str) -> ValueError:
+  return ValueError(
+    f'The picture {name} must have 1 to {MAX_PIXELS:,} pixels, got {got}: make'
+    ' it smaller.'
+  )
 
 
 def _damaged(name: str, error: Exception) -> ValueError:
+  from PIL import UnidentifiedImageError
+
+  if isinstance(error, UnidentifiedImageError):
+    got = 'bytes that no format begins with'
+  else:
+    got = f'{type(error).__name__} ({str(error)[:80]})'
   return ValueError(
     f'The picture {name} must be a sound file of {", ".join(_FORMATS)}, got'
-    f' {type(error).__name__} ({str(error)[:80]}): replace it.'
+    f' {got}: replace it.'
   )
 
 
