@@ -45,6 +45,8 @@ REMAT_POLICIES = {
     for policy, names in REMAT_NAMES.items()
   },
 }
+# A logit of a period that has no share in a mean of periods.
+_NO_SHARE = -1e9
 # Choices for the initial values of the last matrix of each residual branch.
 OUTPUT_INITS = ('fan_in', 'depth', 'zero')
 
@@ -292,6 +294,24 @@ class Stack(nn.Module):
   def policy(self) -> Callable | None:
     """The rule that selects tensors to keep for the backward pass, or None."""
     return REMAT_POLICIES.get(self.remat)
+
+
+def after_each_period(
+  hidden: Callable[[PyTree], Array], params: PyTree, num_periods: int
+) -> Array:
+  """Activations after each period of a stack, float32 [B, T, L, D].
+
+  Args:
+    hidden: parameters of the stack -> activations [B, T, D] of the model. The
+      stack has `mixes_states`; for each period, all weight of its mean is on
+      this period.
+    params: parameters of the stack, with these weights or without them.
+    num_periods: number of periods. For 0, L is 1, the end of the stack.
+  """
+  L = max(1, num_periods)
+  mixes = jnp.where(jnp.eye(L, dtype=bool), 0.0, _NO_SHARE)
+  found = [hidden({**params, 'state_mix': mix_L}) for mix_L in mixes]
+  return jnp.stack(found, axis=2).astype(jnp.float32)
 
 
 def _joined(

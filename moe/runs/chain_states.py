@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moe.data.cache_dir import default_cache_dir
@@ -15,6 +14,7 @@ from moe.evaluate.likelihood import Document
 from moe.modalities import protein
 from moe.modalities.ids import EOS
 from moe.modalities.protein import Chain
+from moe.models import stack
 from moe.parallel import multihost
 from moe.runs import chain_documents, folded, folding
 from moe.runs.folding import PrepareChains
@@ -24,8 +24,6 @@ from moe.types import Array, PyTree, TokenBatch
 
 _logger = logging.getLogger(__name__)
 
-# A logit of a layer that has no share in a mean of layers.
-_NO_SHARE = -1e9
 # Chains whose lengths are equal when rounded up to a multiple of this share a
 # compiled program.
 _STEP = 64
@@ -36,7 +34,7 @@ class ChainStates(NamedTuple):
 
   Attributes:
     name: says which states are read, for tables.
-    states: chains -> [I, D] for each chain, or [I, L, D] for L layers.
+    states: chains -> [I, L, D] for each chain, of L layers.
     training: all training chains, also those too long for the run.
     chains: split -> its chains.
   """
@@ -50,7 +48,7 @@ class ChainStates(NamedTuple):
 def of_folding_model(
   run: FoldingRun, directory: str, prepare_chains: PrepareChains
 ) -> ChainStates:
-  """The states that the folding blocks of a model read.
+  """The states of all layers of the trunk of a folding model.
 
   Args:
     run: the run, from the configuration in the directory.
@@ -58,7 +56,7 @@ def of_folding_model(
     prepare_chains: makes missing stores of chains.
   """
   return ChainStates(
-    "the folding trunk's mean of layers",
+    'layers of the folding trunk, mixed by the probe',
     folded.load(run, directory).states,
     folding.training_chains(run, prepare_chains),
     lambda split: folding.chains_of(
@@ -102,16 +100,11 @@ def of_language_model(
     return fit
 
   return ChainStates(
-    f"the language model's {_num_layers(trained)} layers, mixed by the probe",
+    'layers of the language model, mixed by the probe',
     functools.partial(_states, trained),
     chains('train'),
     chains,
   )
-
-
-def _num_layers(trained: TrainedRun) -> int:
-  """Number of layers, or of periods of layers, whose states are read."""
-  return max(1, trained.functional.module.anatomy().num_periods)
 
 
 def _states(trained: TrainedRun, chains: Sequence[Chain]) -> list[np.ndarray]:
@@ -150,28 +143,22 @@ def _block(trained: TrainedRun, chain: Chain) -> Document:
 def _reader(
   trained: TrainedRun,
 ) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
-  """Jitted (params, state, batch) -> states after each layer, [B, T, L, D].
-
-  A stack can return a mean of the states of its layers with weights of its own.
-  Here, each mean has all its weight on one layer.
-  """
-  module, L = trained.functional.module, _num_layers(trained)
+  """Jitted (params, state, batch) -> states after each layer, [B, T, L, D]."""
+  module = trained.functional.module
   mixing = dataclasses.replace(
     trained.functional,
     module=module.clone(
       stack=functools.partial(module.stack, mixes_states=True)
     ),
   )
+  num_periods = module.anatomy().num_periods
 
   @jax.jit
   def read(params, state, batch):
-    def after(layer: int) -> Array:
-      mix_L = jnp.where(jnp.arange(L) == layer, 0.0, _NO_SHARE)
-      stack = {**params['stack'], 'state_mix': mix_L}
-      given = {**params, 'stack': stack}
+    def hidden(mixed: PyTree) -> Array:
+      given = {**params, 'stack': mixed}
       return mixing.apply(given, state, batch, None, False).hidden
 
-    states_BTLD = jnp.stack([after(layer) for layer in range(L)], axis=2)
-    return states_BTLD.astype(jnp.float32)
+    return stack.after_each_period(hidden, params['stack'], num_periods)
 
   return read

@@ -19,6 +19,7 @@ from moe.modalities import residues
 from moe.modalities.ids import IdSpace
 from moe.modalities.protein import Chain
 from moe.modalities.structure_writing import Origin
+from moe.models import stack
 from moe.models.folding import Folded
 from moe.models.functional import FoldingFunctional
 from moe.objectives import relaxation
@@ -119,7 +120,7 @@ class FoldingModel:
         yield from self._fold(part, (rows, size), recycles, seed)
 
   def states(self, chains: Sequence[Chain]) -> list[np.ndarray]:
-    """The trunk's state of each residue, [I, D] for each chain."""
+    """The trunk's states after each layer, [I, L, D] for each chain."""
     found = {}
     for size, numbers in _by_bucket(chain.codes.size for chain in chains):
       rows = max(1, _RESIDUES_AT_ONCE // size)
@@ -168,9 +169,21 @@ class FoldingModel:
 
   @functools.cached_property
   def _states(self) -> Callable:
-    """Jitted (params, state, batch) -> activations of residues alone."""
+    """Jitted (params, state, batch) -> states of each layer, [B, I, L, D]."""
     read = self.functional.read
-    return jax.jit(lambda *given: read(*given, None, False)[0])
+    num_periods = self.functional.module.trunk.anatomy().num_periods
+
+    @jax.jit
+    def states(params, state, batch):
+      trunk = params['trunk']
+
+      def hidden(mixed: PyTree) -> Array:
+        given = {**params, 'trunk': {**trunk, 'stack': mixed}}
+        return read(given, state, batch, None, False)[2].hidden
+
+      return stack.after_each_period(hidden, trunk['stack'], num_periods)
+
+    return states
 
   @functools.cached_property
   def _pass(self) -> Callable:

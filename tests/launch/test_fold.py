@@ -107,6 +107,7 @@ def test_secondary_structure_is_read_from_the_trunk(place, capsys):
   lines = capsys.readouterr().out.splitlines()
   (majority,) = [line for line in lines if line.startswith('Q3, majority')]
   assert sum('window of 17' in line for line in lines) == 2
+  assert any('layers of the folding trunk, mixed' in line for line in lines)
   assert any(line.startswith('Q3, states less names') for line in lines)
   # All chains are helices, except for their ends.
   assert float(majority.split()[2]) > 0.5

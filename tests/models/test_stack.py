@@ -13,7 +13,12 @@ from jax.extend import core
 from moe.layers.attention import mask_spec
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import TokenInfo
-from moe.models.stack import REMAT_NAMES, Period, Stack
+from moe.models.stack import (
+  REMAT_NAMES,
+  Period,
+  Stack,
+  after_each_period,
+)
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.parallel.shardings import path_name
@@ -364,3 +369,23 @@ def test_output_projections_begin_smaller_and_all_else_stays(
   for name, a in plain.items():
     wanted = scale * a if name in outputs else a
     np.testing.assert_allclose(changed[name], wanted, rtol=1e-6, err_msg=name)
+
+
+def test_a_mean_of_periods_is_of_the_activations_after_each_period():
+  stack = Stack(BLOCK, num_layers=3, mixes_states=True)
+  params = make_params(stack)
+  share_L = np.array([0.3, -0.4, 1.0], np.float32)
+  apply = jax.jit(
+    lambda params: stack.apply(
+      {'params': params}, *arguments(), None, train=False
+    )[0]
+  )
+  mean_BTD = apply({**params, 'state_mix': share_L})
+  states_BTLD = after_each_period(apply, params, 3)
+  assert states_BTLD.shape == (2, 8, 3, factories.D_MODEL)
+  np.testing.assert_allclose(
+    states_BTLD.swapaxes(2, 3) @ nn.softmax(share_L), mean_BTD, atol=1e-5
+  )
+  plain = Stack(BLOCK, num_layers=3)
+  last_BTD = plain.apply({'params': params}, *arguments(), None, train=False)[0]
+  np.testing.assert_allclose(states_BTLD[:, :, -1], last_BTD, atol=1e-5)
