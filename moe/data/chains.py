@@ -20,9 +20,11 @@ class ChainReader:
 
   A batch depends only on the seed and the step, as with
   `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
-  random part of it. The part depends only on the seed, the epoch and the chain.
-  If a record cannot be read, its row stays empty and has the weight 0, and
-  `quarantine` lists the record.
+  random part of it. A share of the residues can be hidden: the model reads a
+  mask in their place, while their codes and atoms stay. The part and the hidden
+  residues depend only on the seed, the epoch and the chain. If a record cannot
+  be read, its row stays empty and has the weight 0, and `quarantine` lists the
+  record.
 
   Attributes:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
@@ -41,6 +43,7 @@ class ChainReader:
     seed: int,
     ids: IdSpace,
     rows: np.ndarray | None = None,
+    hidden: float = 0.0,
   ):
     """Opens the stores.
 
@@ -52,9 +55,11 @@ class ChainReader:
       seed: seed of the shuffles and of the choice of parts.
       ids: the id space, which maps residues to ids.
       rows: numbers of the rows that this host reads; None for all.
+      hidden: share of the residues that are hidden.
     """
     self._mixture = Mixture(rates)
     self._stores, self._seed, self._ids = list(stores), seed, ids
+    self._hidden = hidden
     self._batch_size, self._length = shape
     self._rows = np.arange(shape[0]) if rows is None else rows
     self.quarantine, self.facts, self.skips = [], {}, Skips()
@@ -86,7 +91,15 @@ class ChainReader:
           fill_row(
             batch, row, chain, self._ids, int(one % np.uint64(spare + 1))
           )
+          self._hide(batch['tokens'][row], batch['valid'][row], one)
     return batch
+
+  def _hide(self, tokens_T: np.ndarray, valid_T: np.ndarray, key: np.uint64):
+    """Puts the mask in the place of a share of the residues of a row."""
+    if self._hidden:
+      places = np.arange(valid_T.size, dtype=np.uint64)
+      drawn = scramble(scramble(places) ^ key) / 2.0**64
+      tokens_T[valid_T & (drawn < self._hidden)] = self._ids.mask
 
   def sources(self, step: int) -> list[Source]:
     """The chains that each store gives to the batch of a step."""

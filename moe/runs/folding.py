@@ -171,6 +171,7 @@ def open_chains(
     run.settings.seed,
     run.ids,
     rows,
+    data.hidden,
   )
   shape = data.batch_size, data.evaluation_length
 

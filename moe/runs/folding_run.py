@@ -44,6 +44,9 @@ class Chains:
     rates: relative rate at which chains are drawn from each source. () draws in
       proportion to the number of chains.
     cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
+    hidden: share of the residues in training in whose place the trunk reads a
+      mask. So it cannot learn chains by heart. AlphaFold 2 masks 15% of an
+      alignment.
   """
 
   names: Sequence[str]
@@ -53,6 +56,7 @@ class Chains:
   evaluation_length: int = 96
   rates: Sequence[float] = ()
   cache_dir: str = ''
+  hidden: float = 0.0
 
   def __post_init__(self):
     if not self.names:
@@ -63,6 +67,8 @@ class Chains:
     at_least(30, 'LONGEST_CHAIN', self.longest, 'the shortest chain has 30')
     name = 'EVALUATION_LENGTH'
     at_least(8, name, self.evaluation_length, 'residues of a row')
+    share = 'share of the residues that are hidden in training'
+    bounds.within('HIDDEN_RESIDUES', self.hidden, share, least=0, below=1)
     bounds.one_for_each('CHAIN_RATES', self.rates, self.names)
 
 

@@ -43,6 +43,23 @@ def test_a_host_reads_the_rows_of_its_devices(store):
     np.testing.assert_array_equal(array, whole.batch(3)[name][[1, 3]])
 
 
+def test_a_share_of_the_residues_is_hidden_by_seed_and_step(store):
+  whole = reader(store)
+  hiding = chains.ChainReader([store], [1.0], (4, 16), 0, IDS, None, 0.25)
+  hidden, valid = 0, 0
+  for step in range(40):
+    one, two = whole.batch(step), hiding.batch(step)
+    is_hidden = one['tokens'] != two.pop('tokens')
+    tokens = hiding.batch(step)['tokens']
+    assert (tokens[is_hidden] == IDS.mask).all()
+    assert not is_hidden[~one['valid']].any()
+    hidden += is_hidden.sum()
+    valid += one['valid'].sum()
+    for name, array in two.items():
+      np.testing.assert_array_equal(array, one[name])
+  assert abs(hidden / valid - 0.25) < 0.03
+
+
 def test_skipped_batches_are_left_out(store):
   whole, without = reader(store), reader(store)
   without.skips = Skips(((1, 3),))
