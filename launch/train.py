@@ -84,18 +84,19 @@ def train(args: argparse.Namespace, overrides: list[str], begin: float) -> int:
   workdir = bucket.opened(args.workdir, not args.dry_run)
   # Matplotlib is imported when this is called.
   write_report = lambda directory: run_page.write_report(directory)
+  differences = configuration.differences(
+    config.text, os.path.join(workdir, 'config.gin')
+  )
   if config.trains != configuration.LANGUAGE_MODEL:
     other, *given = {
       configuration.IMAGE_TOKENIZER: (image_tokenizer, stores.prepare),
       configuration.FOLDING_MODEL: (folding, proteins.prepare, write_report),
     }[config.trains]
+    preflight.check_resumed(config.run, workdir, differences)
     if args.dry_run:
       print(other.describe(config.run), end='')
       return 0
     return other.train(config.run, workdir, texts, *given, args.compiled, begin)
-  differences = configuration.differences(
-    config.text, os.path.join(workdir, 'config.gin')
-  )
   job = training.prepare(config.run, workdir, differences, args.safe)
   if args.dry_run:
     print(job.description, end='')

@@ -20,11 +20,11 @@ class ChainReader:
 
   A batch depends only on the seed and the step, as with
   `moe.data.reader.Reader`. If a chain is longer than a row, each epoch reads a
-  random part of it. A share of the residues can be hidden: the model reads a
-  mask in their place, while their codes and atoms stay. The part and the hidden
-  residues depend only on the seed, the epoch and the chain. If a record cannot
-  be read, its row stays empty and has the weight 0, and `quarantine` lists the
-  record.
+  random part of it. A share of the residues can be hidden: the token of such a
+  residue is the mask, while its code and its atoms stay. The part and the
+  hidden residues depend only on the seed, the epoch and the chain. If a record
+  cannot be read, its row stays empty and has the weight 0, and `quarantine`
+  lists the record.
 
   Attributes:
     manifest_hash: SHA-256 of the stores' content, their rates and the id space.
@@ -52,7 +52,8 @@ class ChainReader:
       rates: how many rows come from each store, relative to the others.
       shape: (B, T), rows of the whole batch over all hosts, and residues of a
         row.
-      seed: seed of the shuffles and of the choice of parts.
+      seed: seed of the shuffles, and of the choice of parts and of hidden
+        residues.
       ids: the id space, which maps residues to ids.
       rows: numbers of the rows that this host reads; None for all.
       hidden: share of the residues that are hidden.

@@ -299,7 +299,7 @@ class Stack(nn.Module):
 def after_each_period(
   hidden: Callable[[PyTree], Array], params: PyTree, num_periods: int
 ) -> Array:
-  """Activations after each period of a stack, float32 [B, T, L, D].
+  """Activations of a model that ends after each period, float32 [B, T, L, D].
 
   Args:
     hidden: parameters of the stack -> activations [B, T, D] of the model. The

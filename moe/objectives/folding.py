@@ -1,10 +1,10 @@
 """Folding: predicting the structures of protein chains from their residues.
 
 Most losses are from AlphaFold 2 (Jumper et al. 2021, supplement 1.9,
-https://doi.org/10.1038/s41586-021-03819-2). Three are added: a smooth lDDT, the
-distances between residues that are close in the sequence, and narrow bounds on
-the distances of neighbours. With FAPE alone a chain may collapse. The atoms of
-a side chain that the true structure lacks have no loss.
+https://doi.org/10.1038/s41586-021-03819-2). Two are added, a smooth lDDT and
+the distances between residues that are close in the sequence: with FAPE alone a
+chain may collapse. The violations also count CA atoms that are too near. The
+atoms of a side chain that the true structure lacks have no loss.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ class Factors:
     torsion_lengths: error of the lengths of the (cos, sin) vectors.
     plddt: cross-entropy of the predicted lDDT.
     aligned_errors: cross-entropy of the predicted aligned errors.
-    violations: wrong bond lengths, wrong bond angles and clashes.
+    violations: wrong bond lengths, wrong bond angles, clashes, and CA atoms
+      that are too near.
     load_balance: the router's load-balance loss.
     router_z: the router's z-loss.
   """

@@ -133,7 +133,8 @@ class FoldingModel:
         with jax.set_mesh(self.mesh):
           states = np.asarray(self._states(self.params, self.state, batch))
         for row, number in enumerate(part):
-          found[number] = states[row, : chains[number].codes.size]
+          # A view would keep the padding in memory.
+          found[number] = states[row, : chains[number].codes.size].copy()
     return [found[number] for number in range(len(chains))]
 
   def check_memory(
@@ -170,18 +171,25 @@ class FoldingModel:
   @functools.cached_property
   def _states(self) -> Callable:
     """Jitted (params, state, batch) -> states of each layer, [B, I, L, D]."""
-    read = self.functional.read
-    num_periods = self.functional.module.trunk.anatomy().num_periods
+    module = self.functional.module
+    trunk, num_periods = module.trunk, module.trunk.anatomy().num_periods
+    mixing = dataclasses.replace(
+      self.functional,
+      module=module.clone(
+        trunk=trunk.clone(
+          stack=functools.partial(trunk.stack, mixes_states=True)
+        )
+      ),
+    )
 
     @jax.jit
     def states(params, state, batch):
-      trunk = params['trunk']
-
       def hidden(mixed: PyTree) -> Array:
-        given = {**params, 'trunk': {**trunk, 'stack': mixed}}
-        return read(given, state, batch, None, False)[2].hidden
+        given = {**params, 'trunk': {**params['trunk'], 'stack': mixed}}
+        return mixing.read(given, state, batch, None, False)[2].hidden
 
-      return stack.after_each_period(hidden, trunk['stack'], num_periods)
+      whole = params['trunk']['stack']
+      return stack.after_each_period(hidden, whole, num_periods)
 
     return states
 

@@ -45,8 +45,8 @@ class Chains:
       proportion to the number of chains.
     cache_dir: folder of stores; '' is $WUDAO_CACHE or ~/.cache/wudao.
     hidden: share of the residues in training in whose place the trunk reads a
-      mask. So it cannot learn chains by heart. AlphaFold 2 masks 15% of an
-      alignment.
+      mask, which makes it harder to learn chains by heart. AlphaFold 2 masks
+      15% of an alignment.
   """
 
   names: Sequence[str]

@@ -58,9 +58,7 @@ def open_workdir(workdir: str) -> None:
     ) from error
 
 
-def check_names(
-  run: Run, workdir: str, checkpoint_dir: str, differences: Sequence[str]
-) -> None:
+def check_names(run: Run, workdir: str, differences: Sequence[str]) -> None:
   """Checks the files that a run names, and its work directory.
 
   The tasks are checked later: `build.find_data` checks all of them before it
@@ -81,13 +79,11 @@ def check_names(
     bounds.at_least(least, 'VOCAB_SIZE', run.model.vocab_size, meaning)
   if run.initial.checkpoint:
     origin_of(run)
-  check_resumed(run, workdir, checkpoint_dir, differences)
+  check_resumed(run, workdir, differences)
 
 
-def check_resumed(
-  run: Run, workdir: str, checkpoint_dir: str, differences: Sequence[str]
-) -> None:
-  """Compares a run with the checkpoints in its work directory, if any.
+def check_resumed(run: Any, workdir: str, differences: Sequence[str]) -> None:
+  """Compares a run of any kind with the checkpoints in its work directory.
 
   Differences in the configuration that raise no error are only logged.
 
@@ -95,6 +91,7 @@ def check_resumed(
     ValueError: if the order of the data would change, or the checkpoints have
       more steps than TRAIN_STEPS.
   """
+  checkpoint_dir = listing.steps_dir(workdir)
   steps = listing.steps(checkpoint_dir)
   if not steps:
     return

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from moe import atomic_files
-from moe.checkpoint import foreign, listing
+from moe.checkpoint import foreign
 from moe.data.cache_dir import default_cache_dir
 from moe.data.store import VOCABULARY, file_sha256
 from moe.modalities.ids import IdSpace
@@ -71,8 +71,7 @@ def prepare(
   """
   if is_safe and run.initial.checkpoint:
     foreign.check(run.initial.checkpoint)
-  steps_dir = listing.steps_dir(workdir)
-  preflight.check_names(run, workdir, steps_dir, differences)
+  preflight.check_names(run, workdir, differences)
   program = build.build(run)
   preflight.warn_of_router(run)
   counts, peak = flops_of(run, program)

@@ -9,7 +9,9 @@ import pytest
 
 from launch import fold, proteins, train
 from launch.configs import configuration
+from moe.data.chains import empty_batch, fill_row
 from moe.modalities import structure_files, structure_writing
+from moe.models.folding import token_batch
 from moe.runs import folded
 from tests import folding_cases
 
@@ -50,6 +52,16 @@ def test_the_page_of_a_run_has_a_figure_for_each_term_of_the_loss(place):
     assert title in page
   assert 'FAPE of all atoms' not in page  # The run has no such term.
   assert 'bits per character' not in page
+
+
+@pytest.mark.slow
+def test_a_resumed_run_names_its_changed_settings(place, capsys):
+  again = f'--gin_file={place}/run/config.gin', f'--workdir={place}/run'
+  assert train.main([*again, '--gin.HIDDEN_RESIDUES=0.5', '--dry_run']) == 0
+  told = 'resumes with settings that differ from its config.gin: '
+  change = 'HIDDEN_RESIDUES 0.0 -> 0.5'
+  assert told + change in capsys.readouterr().err
+  assert train.main([*again, '--gin.SEED=1', '--dry_run']) == 2
 
 
 @pytest.mark.slow
@@ -94,6 +106,24 @@ def test_a_long_chain_is_folded(place):
   (chain,) = structure_files.read(place / 'long' / 'sequence.cif')
   assert chain.sequence == sequence and chain.mask[:, :4].all()
   assert np.isfinite(chain.atoms).all() and np.abs(chain.atoms).max() > 1
+
+
+@pytest.mark.slow
+def test_the_states_of_the_last_layer_are_those_of_the_trunk(place):
+  directory = f'{place}/run'
+  run = configuration.load_other_run(directory, configuration.FOLDING_MODEL)
+  model = folded.load(run, directory)
+  chain = folded.unfolded('a', 'ACDEFGHIKL')
+  (states,) = model.states([chain])
+  assert states.shape == (10, 2, 16)
+  assert np.abs(states[:, 0] - states[:, 1]).max() > 1e-3
+  batch = empty_batch(1, 10)
+  fill_row(batch, 0, chain, model.ids)
+  trunk = model.functional.module.trunk
+  plain = trunk.clone(stack=functools.partial(trunk.stack, mixes_states=False))
+  variables = {'params': model.params['trunk']}
+  outputs = plain.apply(variables, token_batch(batch), None, False)
+  np.testing.assert_allclose(states[:, 1], outputs.hidden[0], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -20,12 +20,10 @@ def test_a_resumed_run_names_its_changed_settings(tmp_path, caplog):
   path.parent.mkdir(parents=True)
   path.write_text(json.dumps(meta))
   run = configuration.load(['runs/quickstart.gin'], [])
-  preflight.check_resumed(
-    run, 'run', str(tmp_path / 'checkpoints'), ['LEARNING_RATE 0.25 -> 0.5']
-  )
+  preflight.check_resumed(run, str(tmp_path), ['LEARNING_RATE 0.25 -> 0.5'])
   assert caplog.messages == [
-    'warning: run resumes with settings that differ from its config.gin:'
-    ' LEARNING_RATE 0.25 -> 0.5'
+    f'warning: {tmp_path} resumes with settings that differ from its'
+    ' config.gin: LEARNING_RATE 0.25 -> 0.5'
   ]
 
 

@@ -37,6 +37,7 @@ WHOLE = {
   ),
 }
 OTHERS = {
+  Chains: ('hidden',),
   FoldingRun: ('clip_norm',),
   FoldingBlock: ('dropout_rate',),
   StructureModule: ('unit_length',),
