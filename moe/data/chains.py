@@ -95,12 +95,14 @@ class ChainReader:
           self._hide(batch['tokens'][row], batch['valid'][row], one)
     return batch
 
-  def _hide(self, tokens_T: np.ndarray, valid_T: np.ndarray, key: np.uint64):
+  def _hide(
+    self, tokens_T: np.ndarray, valid_T: np.ndarray, key: np.uint64
+  ) -> None:
     """Puts the mask in the place of a share of the residues of a row."""
     if self._hidden:
-      places = np.arange(valid_T.size, dtype=np.uint64)
-      drawn = scramble(scramble(places) ^ key) / 2.0**64
-      tokens_T[valid_T & (drawn < self._hidden)] = self._ids.mask
+      drawn = scramble(scramble(np.arange(valid_T.size)) ^ key)
+      is_hidden = valid_T & (drawn < self._hidden * 2.0**64)
+      tokens_T[is_hidden] = self._ids.mask
 
   def sources(self, step: int) -> list[Source]:
     """The chains that each store gives to the batch of a step."""

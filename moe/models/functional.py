@@ -1,6 +1,7 @@
 """Models as pure functions, the only form that training and inference see."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 
 from moe.modalities.ids import IdSpace
 from moe.modalities.image import Autoencoder
+from moe.models import stack
 from moe.models.decoder import Decoder
 from moe.models.folding import Folded, Folding, Recycled, trunk_for_chains
 from moe.types import (
@@ -92,6 +94,25 @@ class Functional:
         mutable=['state'],
       )
     return outputs._replace(state=updates.get('state', state))
+
+  def after_each_period(
+    self, params: PyTree, state: PyTree, batch: TokenBatch
+  ) -> Array:
+    """Hidden states of models that end after each period, [B, T, L, D]."""
+    module = self.module
+    mixing = dataclasses.replace(
+      self,
+      module=module.clone(
+        stack=functools.partial(module.stack, mixes_states=True)
+      ),
+    )
+
+    def hidden(mixed: PyTree) -> Array:
+      given = {**params, 'stack': mixed}
+      return mixing.apply(given, state, batch, None, False).hidden
+
+    num_periods = module.anatomy().num_periods
+    return stack.after_each_period(hidden, params['stack'], num_periods)
 
   def update(self, state: PyTree) -> PyTree:
     """State after a step: routers update it from the statistics of the step."""

@@ -1,6 +1,5 @@
 """Reads states of residues out of the trunk of a trained model."""
 
-import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Sequence
@@ -14,13 +13,11 @@ from moe.evaluate.likelihood import Document
 from moe.modalities import protein
 from moe.modalities.ids import EOS
 from moe.modalities.protein import Chain
-from moe.models import stack
 from moe.parallel import multihost
 from moe.runs import chain_documents, folded, folding
 from moe.runs.folding import PrepareChains
 from moe.runs.folding_run import FoldingRun
 from moe.runs.run import TrainedRun
-from moe.types import Array, PyTree, TokenBatch
 
 _logger = logging.getLogger(__name__)
 
@@ -109,7 +106,7 @@ def of_language_model(
 
 def _states(trained: TrainedRun, chains: Sequence[Chain]) -> list[np.ndarray]:
   """The states of each residue after each layer, [I, L, D] for each chain."""
-  read, found = _reader(trained), {}
+  read, found = jax.jit(trained.functional.after_each_period), {}
   by_length = {}
   for number, chain in enumerate(chains):
     length = -(-chain.codes.size // _STEP)
@@ -138,27 +135,3 @@ def _block(trained: TrainedRun, chain: Chain) -> Document:
     'num_bytes': size,
   }
   return chain_documents.as_block(chain_documents.document(trained, record))
-
-
-def _reader(
-  trained: TrainedRun,
-) -> Callable[[PyTree, PyTree, TokenBatch], Array]:
-  """Jitted (params, state, batch) -> states after each layer, [B, T, L, D]."""
-  module = trained.functional.module
-  mixing = dataclasses.replace(
-    trained.functional,
-    module=module.clone(
-      stack=functools.partial(module.stack, mixes_states=True)
-    ),
-  )
-  num_periods = module.anatomy().num_periods
-
-  @jax.jit
-  def read(params, state, batch):
-    def hidden(mixed: PyTree) -> Array:
-      given = {**params, 'stack': mixed}
-      return mixing.apply(given, state, batch, None, False).hidden
-
-    return stack.after_each_period(hidden, params['stack'], num_periods)
-
-  return read

@@ -19,9 +19,8 @@ from moe.modalities import residues
 from moe.modalities.ids import IdSpace
 from moe.modalities.protein import Chain
 from moe.modalities.structure_writing import Origin
-from moe.models import stack
-from moe.models.folding import Folded
-from moe.models.functional import FoldingFunctional
+from moe.models.folding import Folded, token_batch
+from moe.models.functional import FoldingFunctional, Functional
 from moe.objectives import relaxation
 from moe.objectives import structure_losses as losses
 from moe.runs.folding_run import FoldingRun
@@ -171,27 +170,12 @@ class FoldingModel:
   @functools.cached_property
   def _states(self) -> Callable:
     """Jitted (params, state, batch) -> states of each layer, [B, I, L, D]."""
-    module = self.functional.module
-    trunk, num_periods = module.trunk, module.trunk.anatomy().num_periods
-    mixing = dataclasses.replace(
-      self.functional,
-      module=module.clone(
-        trunk=trunk.clone(
-          stack=functools.partial(trunk.stack, mixes_states=True)
-        )
-      ),
+    trunk = Functional(self.functional.module.trunk, self.functional.rules)
+    return jax.jit(
+      lambda params, state, batch: trunk.after_each_period(
+        params['trunk'], state.get('trunk', {}), token_batch(batch)
+      )
     )
-
-    @jax.jit
-    def states(params, state, batch):
-      def hidden(mixed: PyTree) -> Array:
-        given = {**params, 'trunk': {**params['trunk'], 'stack': mixed}}
-        return mixing.read(given, state, batch, None, False)[2].hidden
-
-      whole = params['trunk']['stack']
-      return stack.after_each_period(hidden, whole, num_periods)
-
-    return states
 
   @functools.cached_property
   def _pass(self) -> Callable:

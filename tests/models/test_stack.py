@@ -13,12 +13,7 @@ from jax.extend import core
 from moe.layers.attention import mask_spec
 from moe.layers.latent_attention import LatentAttention
 from moe.layers.moe_layer import TokenInfo
-from moe.models.stack import (
-  REMAT_NAMES,
-  Period,
-  Stack,
-  after_each_period,
-)
+from moe.models.stack import REMAT_NAMES, Period, Stack, after_each_period
 from moe.parallel import rules
 from moe.parallel.mesh import MeshShape, make_mesh
 from moe.parallel.shardings import path_name
